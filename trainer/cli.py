@@ -1,0 +1,156 @@
+"""The command line: finds the command, passes the static gate, and only then imports what does the work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trainer.distributed.launch import Launch, read_launch
+from trainer.errors import Refused, StorageFailed, TrainingFailed
+from trainer.suggest import did_you_mean, nearest
+
+COMMANDS = {
+    "train": "train, or go on with, one run",
+    "prepare": "tokenize and pack the corpus of a run, without training",
+    "generate": "write text with a trained model",
+    "export": "write a checkpoint as a Hugging Face folder",
+}
+PATIENCE = 10.0
+"""Seconds for which a rank waits to be ended by the launcher, because local rank 0 has reported the same problem."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; a problem is reported in plain words, without a traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    launch = Launch()
+    try:
+        launch = read_launch(os.environ)
+        return _run(arguments, launch)
+    except Refused as refused:
+        report(_refusal(refused), launch)
+        return refused.code
+    except (TrainingFailed, StorageFailed) as failure:
+        report(f"isotrain: {failure}\n", launch)
+        return failure.code
+
+
+def _run(arguments: list[str], launch: Launch) -> int:
+    command, *rest = arguments or ["--help"]
+    if command == "--version":
+        return _say(_version(), launch)
+    if command in ("--help", "-h"):
+        from trainer.help import commands_page
+
+        return _say(commands_page(COMMANDS), launch)
+    if command not in COMMANDS:
+        near = nearest(command, COMMANDS)
+        raise Refused(f"{command} is not a command; the commands are {', '.join(COMMANDS)}{did_you_mean(near and f'isotrain {near}')}")
+    flags, overrides = _flags(rest)
+    if flags.version:
+        return _say(_version(), launch)
+    if command in ("train", "prepare"):
+        return _with_config(command, flags, overrides, launch)
+    return _with_settings(command, flags, overrides, launch)
+
+
+def _with_config(command: str, flags: argparse.Namespace, overrides: list[str], launch: Launch) -> int:
+    from trainer import config as schema
+
+    if flags.config_dir and not Path(flags.config_dir).is_dir():
+        raise Refused(f"--config-dir {flags.config_dir} is not a folder.")
+    if flags.help is not None:
+        from trainer.help import group_page, overview
+
+        parts = (schema.folders(flags.config_dir), schema.Config, schema.schemas())
+        return _say(group_page(flags.help, *parts) if flags.help else overview(command, *parts), launch)
+    ranks_known = launch.launched or (command == "train" and not flags.cfg)
+    config = schema.load(overrides, launch.world_size if ranks_known else None, flags.config_dir)
+    if flags.cfg:
+        return _say(schema.to_yaml(config), launch)
+    if command == "prepare":
+        from trainer.commands import prepare
+
+        return prepare.run(config)
+    from trainer.run import train
+
+    return train(config, launch)
+
+
+def _with_settings(command: str, flags: argparse.Namespace, overrides: list[str], launch: Launch) -> int:
+    from trainer.commands.config import SETTINGS
+    from trainer.settings import load_settings
+
+    cls = SETTINGS[command]
+    if flags.help is not None:
+        from trainer.help import settings_page
+
+        return _say(settings_page(command, COMMANDS[command], cls), launch)
+    settings: Any = load_settings(cls, overrides)
+    if command == "generate":
+        from trainer.commands import generate
+
+        return generate.run(settings)
+    from trainer.commands import export
+
+    return export.run(settings)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Refused(f"{message[0].upper()}{message[1:]}.")
+
+
+def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The few flags, and everything else in order: overrides and what was meant as such."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", nargs="?", const="", metavar="GROUP")
+    parser.add_argument("--config-dir", "-cd", metavar="DIR")
+    parser.add_argument("--cfg", "-c", choices=["job"])
+    parser.add_argument("--version", action="store_true")
+    return parser.parse_known_args(arguments)
+
+
+def _say(text: str, launch: Launch) -> int:
+    """Prints an answer once per machine."""
+    if launch.local_rank == 0:
+        print(text.rstrip("\n"))
+    return 0
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"isotrain {version('isotrain')}"
+    except PackageNotFoundError:
+        return "isotrain (not installed: run from a checkout)"
+
+
+def _refusal(refused: Refused) -> str:
+    number = len(refused.problems)
+    lines = [f"isotrain: refused, {number} problem{'s' if number > 1 else ''}:"]
+    return "\n".join([*lines, *(f"  - {problem}" for problem in refused.problems), "Nothing was started.", ""])
+
+
+def report(text: str, launch: Launch) -> None:
+    """Prints a report once per machine: local rank 0 at once; another rank only if the launcher has not ended it after ``PATIENCE``.
+
+    A rank that is still alive then has a problem that local rank 0 has not, so it prints too, naming itself.
+    """
+    local_rank = launch.local_rank if launch.launched else _claimed_local_rank()
+    if local_rank:
+        time.sleep(PATIENCE)
+        text = f"rank {os.environ.get('RANK', '?')} (local rank {local_rank}): {text}"
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _claimed_local_rank() -> int:
+    """The local rank of an environment that was refused; 0 where it does not say."""
+    claimed = os.environ.get("LOCAL_RANK", "")
+    return int(claimed) if claimed.isdecimal() else 0

@@ -1,0 +1,33 @@
+"""Settings of the commands that are not a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.config import SampleConfig
+from trainer.schema import setting
+
+
+@dataclass
+class Export:
+    """A checkpoint as a Hugging Face folder."""
+
+    checkpoint: str = setting(
+        "???", "a run directory (its newest checkpoint), or a checkpoint folder", aliases=("from", "source", "run", "path")
+    )
+    to: str = setting("???", "the folder to write; must not exist yet", aliases=("output_dir", "out", "output"))
+    dtype: str = setting("fp32", "number type of the written weights", choices=("fp32", "bf16"), aliases=("torch_dtype", "precision"))
+
+
+@dataclass
+class Generate(SampleConfig):
+    """Text from a trained model."""
+
+    checkpoint: str = setting(
+        "???", "a run directory, a checkpoint folder, or a Hugging Face folder", aliases=("from", "model", "run", "path")
+    )
+    seed: int = setting(0, "seed of the sampling", minimum=0)
+
+
+SETTINGS: dict[str, type] = {"generate": Generate, "export": Export}
+"""The schema of each command that takes settings of its own."""

@@ -1,0 +1,282 @@
+"""The root schema: the only file that knows every config group. Free of torch at import."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.data.config import Data, PythonStdlib, Text
+from trainer.errors import Refused
+from trainer.model.config import Gpt2, Llama, Model, Pretrained
+from trainer.objective.causal_lm import CausalLM
+from trainer.optimizer.config import AdamW
+from trainer.precision.config import Precision
+from trainer.schema import setting
+from trainer.strategy.native import NativeStrategy
+
+if TYPE_CHECKING:
+    from trainer.presets import Folders
+
+
+@dataclass
+class TrainConfig:
+    """How long and in which batches."""
+
+    steps: int = setting(
+        300,
+        "optimizer steps of the whole run; the schedule's length",
+        minimum=1,
+        aliases=("max_steps", "num_steps", "total_steps", "iterations"),
+    )
+    global_batch: int = setting(
+        16, "samples per optimizer step over all ranks", minimum=1, aliases=("batch_size", "global_batch_size", "train_batch_size")
+    )
+    micro_batch: int = setting(
+        4,
+        "most samples per forward on one data rank; accumulation is derived",
+        minimum=1,
+        aliases=("per_device_train_batch_size", "micro_batch_size", "train_micro_batch_size_per_gpu"),
+    )
+    seed: int = setting(0, "seed of weights, sample order and dropout", minimum=0, aliases=("random_seed",))
+    stop_after: int | None = setting(
+        None, "stop after this step with a checkpoint, exit 0; the schedule stays that of train.steps", minimum=1
+    )
+    log_every: int = setting(
+        10,
+        "steps between reads of the device: metrics, progress and requests to stop",
+        minimum=1,
+        aliases=("logging_steps", "log_interval", "log_freq"),
+    )
+    evaluate_every: int | None = setting(
+        None, "steps between evaluations on the held-out split; None: only at the end", minimum=1, aliases=("eval_steps", "eval_interval")
+    )
+    evaluate_samples: int = setting(128, "held-out rows per evaluation, the first ones", minimum=1)
+    nonfinite: str = setting(
+        "stop",
+        "when a gradient norm is not finite (the update is never applied): stop the run, or skip the step and go on",
+        choices=("stop", "skip"),
+    )
+
+
+@dataclass
+class RunConfig:
+    """Where the run lives and how it speaks."""
+
+    dir: str | None = setting(
+        None,
+        "run directory; rerunning with the same one resumes; None: a fresh runs/NAME-TIME",
+        aliases=("output_dir", "save_dir", "log_dir"),
+    )
+    name: str = setting("run", "NAME of a fresh run directory", aliases=("run_name", "experiment_name"))
+    device: str | None = setting(None, "cuda or cpu; None: cuda where there is one", choices=("cuda", "cpu"))
+    timeout: float = setting(600.0, "seconds that a collective may wait for a lost or stuck rank", above=0)
+    quiet: bool = setting(False, "plain log lines instead of a progress bar")
+
+
+@dataclass
+class SampleConfig:
+    """How text is generated: the sample at the end of training, and the generate command."""
+
+    prompt: str = setting("", "text to go on from; empty: the beginning of a document")
+    max_new_tokens: int = setting(128, "most tokens to generate; stops earlier at the end of the document", minimum=1)
+    temperature: float = setting(0.8, "sampling temperature; 0: greedy", minimum=0)
+    top_k: int | None = setting(50, "sample among the k likeliest tokens; None: all", minimum=1)
+    top_p: float = setting(1.0, "sample among the likeliest tokens that hold this probability", above=0, maximum=1)
+
+
+@dataclass
+class Config:
+    """A whole run.
+
+    ``strategy``, ``objective`` and ``optimizer`` are ``Any`` for OmegaConf: what they must be is a Protocol (``trainer.protocols``),
+    so that a plugin's dataclass needs no base class of ours. The other groups have base classes, which a plugin's must extend.
+    """
+
+    train: TrainConfig = setting(TrainConfig, "how long and in which batches")
+    run: RunConfig = setting(RunConfig, "where the run lives and how it speaks")
+    checkpoint: CheckpointConfig = setting(CheckpointConfig, "when to save and where to resume")
+    sample: SampleConfig = setting(SampleConfig, "how text is generated")
+    strategy: Any = setting(NativeStrategy, "how ranks divide the work")
+    precision: Precision = setting(Precision, "number types")
+    objective: Any = setting(CausalLM, "what is learned")
+    model: Model = setting(Model, "the transformer")
+    data: Data = setting(Data, "the corpus")
+    optimizer: Any = setting(AdamW, "update rule, clipping and schedule")
+    plugins: list[str] = setting([], "entry points of group isotrain.plugins to load; trusted code, named on the command line only")
+
+
+GROUPS: dict[str, dict[str, type]] = {
+    "strategy": {"native": NativeStrategy},
+    "precision": {"precision": Precision},
+    "objective": {"causal_lm": CausalLM},
+    "model": {"llama": Llama, "gpt2": Gpt2, "pretrained": Pretrained},
+    "data": {"python_stdlib": PythonStdlib, "text": Text},
+    "optimizer": {"adamw": AdamW},
+}
+"""Every group's own schemas, by the name that a preset's YAML refers to as ``/schema/GROUP/NAME``."""
+
+REGISTERED: dict[str, dict[str, type]] = {group: {} for group in GROUPS}
+"""Plugins' schemas; each is also an option of its name."""
+
+
+def register(group: str, name: str, config: type) -> None:
+    """Adds an option to a group: ``GROUP=NAME`` selects it, its fields are its keys.
+
+    Args:
+        group: a config group.
+        name: the option; must be new.
+        config: a dataclass with a default for every field (``trainer.schema.setting``), extending the group's base class if it has one.
+
+    Raises:
+        ValueError: no such group, the name is taken, or ``config`` is no such dataclass.
+    """
+    base = {"precision": Precision, "model": Model, "data": Data}.get(group, object)
+    if group not in GROUPS:
+        raise ValueError(f"register({group!r}, {name!r}): the groups are {', '.join(GROUPS)}.")
+    if REGISTERED[group].get(name, config) is not config or folders().find(group, name):
+        raise ValueError(f"register({group!r}, {name!r}): {group} has an option {name} already; choose another name.")
+    if not (isinstance(config, type) and dataclasses.is_dataclass(config) and issubclass(config, base)):
+        kind = "a dataclass" if base is object else f"a dataclass that extends {base.__module__}.{base.__qualname__}"
+        raise ValueError(f"register({group!r}, {name!r}): {config!r} is not {kind}.")
+    REGISTERED[group][name] = config
+
+
+def schemas() -> dict[str, dict[str, type]]:
+    """Every group's schemas by name, plugins' included."""
+    return {group: own | REGISTERED[group] for group, own in GROUPS.items()}
+
+
+def folders(config_dir: str | Path | None = None) -> Folders:
+    """Where options come from: the shipped presets, ``--config-dir``, and plugins."""
+    from trainer.presets import Folders, config_folder
+
+    return Folders((config_folder(), *([Path(config_dir)] if config_dir else [])), REGISTERED)
+
+
+def builtin_name(group: str, value: Any) -> str | None:
+    """The schema name of a group's config, such as ``llama``; None for a plugin's, which answers for itself."""
+    return next((name for name, cls in GROUPS[group].items() if type(value) is cls), None)
+
+
+def load(arguments: Sequence[str], world_size: int | None, config_dir: str | Path | None = None) -> Config:
+    """Reads and checks a whole command line: the static gate. No torch is imported.
+
+    Args:
+        arguments: overrides, ``KEY=VALUE`` and ``GROUP=OPTION``.
+        world_size: number of ranks, or None where they are not known yet (degrees are then not checked).
+        config_dir: a folder with the user's own options and experiments.
+
+    Raises:
+        Refused: with every problem that was found.
+    """
+    from omegaconf import OmegaConf
+
+    from trainer import plugins
+    from trainer.compose import check_values, compose
+    from trainer.overrides import Findings, parse
+
+    overrides, findings = parse(arguments), Findings()
+    plugins.enable([override.value or "" for override in overrides if override.valid and override.key == "plugins"], findings)
+    tree, selection = compose(overrides, folders(config_dir), Config, schemas(), findings)
+    check_values(tree, selection, findings)
+    if not OmegaConf.missing_keys(tree):
+        findings.add_consequences(contradictions(OmegaConf.to_object(tree), world_size))  # type: ignore[arg-type]
+    if findings.sentences:
+        raise Refused(findings.sentences)
+    return OmegaConf.to_object(tree)  # type: ignore[return-value]
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML that ``from_yaml`` reads back to the same; its defaults list names each group's schema."""
+    from omegaconf import OmegaConf
+
+    named = {group: next(name for name, cls in known.items() if type(getattr(config, group)) is cls) for group, known in schemas().items()}
+    lines = ["defaults:", *(f"- /schema/{group}/{name}@{group}" for group, name in named.items()), "- _self_", ""]
+    return "\n".join(lines) + OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def from_yaml(text: str) -> Config:
+    """The config that ``to_yaml`` wrote. Loads no plugin: a file never runs code.
+
+    Raises:
+        Refused: the text is not such a config, or its plugin has not been registered.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        if "${" in text:
+            raise ValueError("it holds an interpolation")
+        tree: Any = OmegaConf.create(text)
+        named = dict(item.removeprefix("/schema/").split("@")[0].split("/") for item in tree.pop("defaults") if item != "_self_")
+        skeleton = Config(**{group: schemas()[group][name]() for group, name in named.items()})
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(skeleton), tree))  # type: ignore[return-value]
+    except (OmegaConfBaseException, YAMLError, ValueError, KeyError, AttributeError) as error:
+        raise Refused(f"This is not the config of a run of this version and its plugins: {error}.") from error
+
+
+def contradictions(config: Config, world_size: int | None) -> Iterator[str]:
+    """What several groups together make impossible, one sentence each."""
+    for check in CHECKS:
+        yield from check(config)
+    objective, family = builtin_name("objective", config.objective), builtin_name("model", config.model)
+    family = None if family == "pretrained" else family
+    yield from config.strategy.check(world_size, config.precision.compute, objective, family)
+
+
+def _schedule_fits(config: Config) -> Iterator[str]:
+    steps, optimizer = config.train.steps, config.optimizer
+    warmup = getattr(optimizer, "warmup_steps", 0)
+    if warmup >= steps:
+        yield f"optimizer.warmup_steps={warmup} leaves no step of train.steps={steps} at the full learning rate: lower it."
+    elif getattr(optimizer, "schedule", None) == "wsd" and warmup + round(optimizer.decay_fraction * steps) > steps:
+        yield (
+            f"optimizer.warmup_steps={warmup} and optimizer.decay_fraction={optimizer.decay_fraction} together exceed "
+            f"train.steps={steps}: lower one of them."
+        )
+
+
+def _stop_fits(config: Config) -> Iterator[str]:
+    steps, stop = config.train.steps, config.train.stop_after
+    if stop is not None and stop > steps:
+        yield f"train.stop_after={stop} is after the end, train.steps={steps}: lower it, or leave it out."
+
+
+def _rows_fit(config: Config) -> Iterator[str]:
+    length, positions = config.data.sequence_length, getattr(config.model, "max_positions", None)
+    if positions is not None and length > positions:
+        yield f"data.sequence_length={length} exceeds model.max_positions={positions}: lower the first or raise the second."
+
+
+def _something_to_evaluate(config: Config) -> Iterator[str]:
+    if config.train.evaluate_every is not None and config.data.validation_fraction == 0:
+        yield f"train.evaluate_every={config.train.evaluate_every} has nothing to evaluate, because data.validation_fraction=0: raise it."
+
+
+def _resume_exists(config: Config) -> Iterator[str]:
+    from trainer.suggest import did_you_mean, nearest
+
+    words, resume = ("latest", "never"), config.checkpoint.resume
+    if resume not in words and not Path(resume).is_dir():
+        near = nearest(resume, words)
+        yield f"checkpoint.resume={resume} is neither latest, never nor a folder{did_you_mean(near and f'checkpoint.resume={near}')}"
+
+
+def _model_is_sound(config: Config) -> Iterator[str]:
+    yield from config.model.problems()  # type: ignore[attr-defined]
+
+
+CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
+    _schedule_fits,
+    _stop_fits,
+    _rows_fit,
+    _something_to_evaluate,
+    _resume_exists,
+    _model_is_sound,
+)
+"""What no single field can know; the strategy's own checks come after."""

@@ -1,0 +1,105 @@
+"""What combines with what: the one table, with the sentence for what does not. README's matrix is generated from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Supported:
+    """Every combination of these names is tested and allowed."""
+
+    strategy: tuple[str, ...]
+    precision: tuple[str, ...]
+    objective: tuple[str, ...]
+    family: tuple[str, ...]
+
+
+SUPPORTED = (
+    Supported(
+        strategy=("single", "ddp", "fsdp", "hsdp"),
+        precision=("fp32", "bf16"),
+        objective=("causal_lm",),
+        family=("llama", "gpt2"),
+    ),
+)
+
+AXES = ("strategy", "precision", "objective", "family")
+
+
+@dataclass(frozen=True)
+class Belongs:
+    """A strategy setting that only means something with (or only without) ``fully_shard``; ``why`` completes the sentence."""
+
+    setting: str
+    fully_shard: bool
+    why: str
+
+
+BELONGS = (
+    Belongs("cpu_offload", True, "only sharded parameters can be kept in host memory"),
+    Belongs("reshard_after_forward", True, "there is nothing to free where every rank holds all parameters"),
+    Belongs("reduce_every_micro_batch", True, "unsharded gradients are always summed once, after the last micro-batch"),
+    Belongs("bucket_mb", False, "only DDP sends gradients in buckets"),
+)
+
+
+def combination_problem(strategy: str, precision: str, objective: str | None, family: str | None) -> str | None:
+    """The sentence why a combination is not allowed, or None where it is.
+
+    Args:
+        strategy: what the degrees amount to: single, ddp, fsdp or hsdp.
+        precision: the compute type.
+        objective: its name, or None for a plugin's, which answers for itself.
+        family: the model family, or None where it is not known yet or a plugin's.
+    """
+    asked = dict(zip(AXES, (strategy, precision, objective, family), strict=True))
+
+    def differing(row: Supported) -> list[str]:
+        return [axis for axis, name in asked.items() if name is not None and name not in getattr(row, axis)]
+
+    row = min(SUPPORTED, key=lambda row: len(differing(row)))
+    wrong = differing(row)
+    if not wrong:
+        return None
+    typed = ", ".join(f"{_KEYS[axis]}={name}" for axis, name in asked.items() if name is not None)
+    fixes = "; ".join(f"{_KEYS[axis]} can be {', '.join(getattr(row, axis))}" for axis in wrong)
+    return f"{typed} do not combine: {fixes}."
+
+
+_KEYS = {"strategy": "strategy", "precision": "precision.compute", "objective": "objective", "family": "model family"}
+
+
+def setting_problems(strategy: Any, defaults: Any) -> list[str]:
+    """A sentence for each setting that was changed from its default where it has no effect.
+
+    Args:
+        strategy: a NativeStrategy.
+        defaults: another, untouched.
+    """
+    return [
+        f"strategy.{row.setting}={_typed(getattr(strategy, row.setting))} has no effect here, because {row.why}: "
+        f"did you mean strategy={'fsdp' if row.fully_shard else 'ddp'}?"
+        for row in BELONGS
+        if row.fully_shard != strategy.fully_shard and getattr(strategy, row.setting) != getattr(defaults, row.setting)
+    ]
+
+
+def _typed(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def markdown_matrix() -> str:
+    """The table of README: one row per strategy and objective, one column per model family, the precisions in the cells."""
+    families = _names("family")
+    lines = [f"| strategy | objective | {' | '.join(families)} |", f"|---|---|{'---|' * len(families)}"]
+    for strategy, objective in product(_names("strategy"), _names("objective")):
+        cells = [", ".join(p for p in _names("precision") if combination_problem(strategy, p, objective, f) is None) for f in families]
+        lines.append(f"| `{strategy}` | `{objective}` | {' | '.join(cell or '-' for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _names(axis: str) -> list[str]:
+    return list(dict.fromkeys(name for row in SUPPORTED for name in getattr(row, axis)))
