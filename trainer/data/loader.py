@@ -1,0 +1,172 @@
+"""From sample ids to micro-batches, in this process or in others."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from trainer.distributed.lifetime import die_with_parent
+from trainer.types import Batch, Rows
+
+if TYPE_CHECKING:
+    from trainer.data.order import SampleOrder
+    from trainer.data.rows import PackedRows
+
+Collate = Callable[[Rows], Batch]
+_SAMPLES_AT_ONCE = 512
+"""For so many, finding the order costs as much as for one; more would be felt as a pause."""
+
+Step = tuple[int, np.ndarray, list[Batch]]
+
+
+def deal(ids: np.ndarray, data_rank: int, data_size: int, micro_batch: int) -> list[np.ndarray]:
+    """One data rank's share of a global batch, as micro-batches that are equal in number and shape on all ranks.
+
+    Shares are contiguous and differ by one sample at most; -1 fills up short ones.
+
+    Args:
+        ids: int64 (B,), the global batch.
+        data_rank, data_size: this rank's place among those that share the batch.
+        micro_batch: most samples per micro-batch.
+
+    Returns:
+        M arrays (S,) with M = ceil(ceil(B / data_size) / micro_batch) and S = ceil(ceil(B / data_size) / M).
+    """
+    largest = -(-ids.size // data_size)
+    count = -(-largest // micro_batch)
+    size = -(-largest // count)
+    share = ids[ids.size * data_rank // data_size : ids.size * (data_rank + 1) // data_size]
+    filled = np.full((count, size), -1, np.int64)
+    filled.reshape(-1)[: share.size] = share
+    return list(filled)
+
+
+@dataclass(frozen=True)
+class StepLoader:
+    """Makes the micro-batches of any step; which samples a step holds depends on ``order`` alone.
+
+    Attributes:
+        rows, order, collate: where samples lie, when they are due, and what becomes of them.
+        global_batch: samples per step over all ranks.
+        micro_batch: most samples per micro-batch.
+        data_rank, data_size: this rank's place among those that share the batch.
+        workers: processes that load ahead; 0: this one loads, when asked.
+        pin_memory: give tensors in page-locked memory, for copies to a GPU that do not wait.
+    """
+
+    rows: PackedRows
+    order: SampleOrder
+    collate: Collate
+    global_batch: int
+    micro_batch: int
+    data_rank: int = 0
+    data_size: int = 1
+    workers: int = 0
+    pin_memory: bool = False
+
+    def steps(self, first: int, last: int) -> Iterator[Step]:
+        """Yields (step, sample ids of the global batch, this rank's micro-batches) for ``first`` up to and including ``last``.
+
+        Workers live until the iterator is exhausted, closed or collected.
+        """
+        source = self._ahead(first, last) if self.workers else self._here(first, last)
+        if not self.pin_memory:
+            return source
+        return ((step, ids, [_pin(batch) for batch in batches]) for step, ids, batches in source)
+
+    def load(self, step: int) -> Step:
+        """The same for one step, here and now."""
+        return self._make(step, self.order.batch(step, self.global_batch))
+
+    def _make(self, step: int, ids: np.ndarray) -> Step:
+        shares = deal(ids, self.data_rank, self.data_size, self.micro_batch)
+        return step, ids, [self.collate(self.rows.take(share)) for share in shares]
+
+    def _here(self, first: int, last: int) -> Iterator[Step]:
+        at_once = max(1, _SAMPLES_AT_ONCE // self.global_batch)
+        for start in range(first, last + 1, at_once):
+            batches = self.order.batches(start, min(at_once, last + 1 - start), self.global_batch)
+            yield from map(self._make, range(start, last + 1), batches)
+
+    def _ahead(self, first: int, last: int) -> Iterator[Step]:
+        loader = DataLoader(
+            _Packed(self),
+            batch_size=None,
+            sampler=range(first, last + 1),
+            num_workers=self.workers,
+            # Workers share the memory map, and the trainer, not a fork server, is the parent with which they die.
+            multiprocessing_context="fork",
+            collate_fn=lambda step: step,  # the default would make tensors of them
+            worker_init_fn=_Obedience(os.getpid()),
+            # Without one of its own, each iterator would draw a seed from the global generator and change the run.
+            generator=torch.Generator(),
+        )
+        iterator: Any = iter(loader)
+        # They ignore SIGTERM, with which multiprocessing would end them at exit and then wait for ever.
+        atexit.register(iterator._shutdown_workers)
+        try:
+            for step, ids, packed in iterator:
+                yield step, ids, [_unpack(batch) for batch in packed]
+        finally:
+            iterator._shutdown_workers()
+            atexit.unregister(iterator._shutdown_workers)
+
+
+def held_out_batches(
+    rows: PackedRows, collate: Collate, num_samples: int, micro_batch: int, data_rank: int = 0, data_size: int = 1
+) -> Iterator[Batch]:
+    """This rank's micro-batches of the first ``num_samples`` rows (or all, if there are fewer), dealt like a global batch.
+
+    Every rank gets the same number of them, of one shape; none if there are no rows.
+    """
+    ids = np.arange(min(num_samples, len(rows)), dtype=np.int64)
+    if ids.size:
+        yield from (collate(rows.take(share)) for share in deal(ids, data_rank, data_size, micro_batch))
+
+
+class _Packed(Dataset):
+    """Steps as they travel from a worker: arrays go through a pipe, where each tensor would cost a file descriptor and shared memory."""
+
+    def __init__(self, loader: StepLoader):
+        self._loader = loader
+
+    def __getitem__(self, step: int) -> tuple[int, np.ndarray, list[dict[str, Any]]]:
+        step, ids, batches = self._loader.load(step)
+        return step, ids, [_pack(batch) for batch in batches]
+
+
+def _pack(batch: Batch) -> dict[str, Any]:
+    return {
+        "inputs": {name: tensor.numpy() for name, tensor in batch.inputs.items()},
+        "labels": batch.labels.numpy(),
+        "counts": batch.counts,
+    }
+
+
+def _unpack(packed: dict[str, Any]) -> Batch:
+    inputs = {name: torch.from_numpy(array) for name, array in packed["inputs"].items()}
+    return Batch(inputs=inputs, labels=torch.from_numpy(packed["labels"]), counts=packed["counts"])
+
+
+def _pin(batch: Batch) -> Batch:
+    return replace(batch, inputs={name: tensor.pin_memory() for name, tensor in batch.inputs.items()}, labels=batch.labels.pin_memory())
+
+
+@dataclass(frozen=True)
+class _Obedience:
+    """What each worker does first: it leaves requests to stop to its parent, which still needs batches, and dies with it."""
+
+    parent: int
+
+    def __call__(self, worker: int) -> None:
+        for request in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(request, signal.SIG_IGN)
+        die_with_parent(self.parent)
