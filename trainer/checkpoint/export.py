@@ -1,0 +1,51 @@
+"""A checkpoint as a Hugging Face folder: what ``from_pretrained`` loads, with equal logits."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from trainer.checkpoint.checkpointer import choose
+from trainer.errors import Refused
+from trainer.model.names import aliases
+from trainer.state.storage import read_tensors
+
+
+def load_model(checkpoint: Path) -> PreTrainedModel:
+    """The model of a verified checkpoint folder, whole, fp32, on the CPU."""
+    config = AutoConfig.from_pretrained(checkpoint / "model", trust_remote_code=False, local_files_only=True)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tied = aliases(model)
+    tensors = read_tensors(checkpoint, "model.")
+    missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    assert not unexpected and set(missing) <= set(tied), f"checkpoint and model disagree: missing {missing}, unexpected {unexpected}"
+    model.tie_weights()
+    return model.eval()
+
+
+def export(source: Path, to: Path, dtype: torch.dtype) -> Path:
+    """Writes the newest whole checkpoint of ``source`` as a Hugging Face folder.
+
+    Args:
+        source: run directory or checkpoint folder.
+        to: new or empty folder.
+        dtype: of the exported weights; fp32 loses nothing.
+
+    Returns:
+        The checkpoint that was exported.
+
+    Raises:
+        Refused: ``source`` holds no checkpoint, or ``to`` is not empty.
+        StorageFailed: no checkpoint is whole.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise Refused(f"to={to} exists and is not an empty folder: choose another, or remove it first.")
+    checkpoint, _ = choose(source)
+    model = load_model(checkpoint).to(dtype)
+    model.save_pretrained(to)
+    for path in (checkpoint / "tokenizer").iterdir():
+        shutil.copyfile(path, to / path.name)
+    return checkpoint
