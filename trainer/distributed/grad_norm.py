@@ -1,0 +1,51 @@
+"""The global gradient norm, right for plain tensors and DTensors over any number of meshes, and clipping by it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from trainer.distributed.sharding import local_part, num_copies
+
+
+def local_squared_norm(parameters: Iterable[nn.Parameter], world_size: int, device: torch.device) -> Tensor:
+    """This rank's share of the squared 2-norm of all gradients: adding the shares of all ranks gives the whole.
+
+    Each gradient's local part counts once per copy that exists in the world, so it is divided by the number of copies: a plain
+    tensor has ``world_size`` copies, a DTensor as many as its mesh leaves unsharded times the meshes beside it.
+
+    Returns:
+        A float64 scalar on ``device``.
+    """
+    by_copies: dict[int, list[Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        assert not (isinstance(gradient, DTensor) and any(p.is_partial() for p in gradient.placements)), "a gradient is not reduced yet"
+        by_copies[num_copies(gradient, world_size)].append(local_part(gradient))
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for copies, gradients in by_copies.items():
+        norm = torch.nn.utils.get_total_norm(gradients).to(device, torch.float64)
+        total += norm.square() / copies
+    return total
+
+
+@torch.no_grad()
+def scale_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float) -> None:
+    """Multiplies all gradients by min(1, max_norm / (norm + 1e-6)) in place, as torch.nn.utils.clip_grad_norm_ does; no host sync."""
+    gradients = [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0).float()
+    for device, group in _by_device(gradients).items():
+        torch._foreach_mul_(group, factor.to(device))
+
+
+def _by_device(tensors: list[Tensor]) -> dict[torch.device, list[Tensor]]:
+    groups: dict[torch.device, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        groups[tensor.device].append(tensor)
+    return groups

@@ -1,0 +1,37 @@
+"""AdamW over parameter groups by weight decay, with its moments made at once so that there is always a whole state to load into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from trainer.optimizer.config import AdamW
+
+
+def build_adamw(config: AdamW, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
+    """Builds the optimizer over what requires gradients.
+
+    Matrices and embeddings decay; vectors (biases, norms) do not. The fused form is used on every device: it alone can leave everything
+    untouched when told that the gradient is not finite (``found_inf``), without the host knowing.
+
+    Args:
+        config: rates and decay.
+        named: (checkpoint name, parameter), tied parameters once.
+    """
+    trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    groups = [
+        {"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
+    for _, parameter in trained:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        }
+    return optimizer

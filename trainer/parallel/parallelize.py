@@ -1,0 +1,90 @@
+"""From a skeleton on meta to a model that trains: every step in its one order, for every engine.
+
+The order is: head → shard → fill → replicate → optimizer. What changes the modules comes before what cuts them up, what cuts them up
+before what allocates, and the optimizer last, because it must see the parameters that will be trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from trainer.distributed.sharding import local_index, local_part
+from trainer.model.head import Scorer, swap_head
+from trainer.model.names import aliases, named_owners
+from trainer.parallel import ddp, fsdp
+from trainer.precision.dtypes import DTYPES
+from trainer.protocols import EngineJob, Weights
+
+if TYPE_CHECKING:
+    from trainer.strategy.native import NativeStrategy
+
+
+@dataclass(frozen=True)
+class Parallelized:
+    """What training needs of a parallelized model.
+
+    Attributes:
+        model: the transformers model, sharded or whole, with its own module names.
+        scorer: turns a micro-batch into negative log-likelihoods, without gradient synchronisation.
+        trained: what to call in training: ``scorer``, or its replicated form.
+        accumulating: context for the forward and backward of a micro-batch, told whether it is the step's last.
+        optimizer: over the model's parameters.
+    """
+
+    model: nn.Module
+    scorer: Scorer
+    trained: nn.Module
+    accumulating: Callable[[bool], AbstractContextManager[None]]
+    optimizer: torch.optim.Optimizer
+
+
+def parallelize(job: EngineJob, strategy: NativeStrategy) -> Parallelized:
+    """Prepares ``job.skeleton`` for training under ``strategy``, in place."""
+    model, family, mesh = job.skeleton.model, job.skeleton.family, job.mesh
+    tied = aliases(model)
+
+    head = swap_head(model, family.head)
+
+    if strategy.fully_shard:
+        sharded_over = mesh["shard"] if mesh["replicate"].size() == 1 else mesh["replicate", "shard"]
+        fsdp.shard(model, family.blocks, strategy, job.precision, sharded_over)
+
+    _allocate(model, tied, job.device, parameters_on="cpu" if strategy.cpu_offload else job.device)
+    _fill(model, job.weights)
+
+    casts_itself = strategy.fully_shard or job.precision.compute == "fp32"
+    scorer = Scorer(model, head, compute_dtype=None if casts_itself else DTYPES[job.precision.compute])
+    trained: nn.Module = scorer
+    accumulating: Callable[[bool], AbstractContextManager[None]] = lambda is_last: nullcontext()  # noqa: E731
+    if strategy.fully_shard and not strategy.reduce_every_micro_batch:
+        accumulating = partial(fsdp.accumulating, model)
+    elif not strategy.fully_shard and mesh["replicate"].size() > 1:
+        trained = ddp.replicate(scorer, mesh["replicate"], strategy.bucket_mb)
+        accumulating = partial(ddp.accumulating, trained)
+
+    return Parallelized(model, scorer, trained, accumulating, job.make_optimizer(named_owners(model)))
+
+
+def _allocate(model: nn.Module, tied: dict[str, str], device: torch.device, parameters_on: torch.device | str) -> None:
+    """Gives every meta tensor memory; ``to_empty`` breaks ties, so they are made again."""
+    model.to_empty(device=parameters_on)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, buffer.to(device), persistent=name not in module._non_persistent_buffers_set)
+    for alias, owner in tied.items():
+        path, _, leaf = alias.rpartition(".")
+        setattr(model.get_submodule(path), leaf, model.get_parameter(owner))
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, weights: Weights) -> None:
+    """Writes each parameter's and buffer's first value into the part of it that this rank holds."""
+    for name, tensor in [*named_owners(model), *model.named_buffers()]:
+        local_part(tensor).copy_(weights.fill(name, local_index(tensor)))

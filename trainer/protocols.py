@@ -1,0 +1,142 @@
+"""The seams: what a strategy, an engine, an objective and a callback must offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from trainer.distributed.degrees import Degrees
+    from trainer.types import Batch, Evaluation, LossTerms, Rows, Scores, StepPlan, StepRecord, StepStats
+
+
+class Weights(Protocol):
+    """Where a model's first values come from, tensor by tensor, so that nobody needs the whole model."""
+
+    def fill(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
+        """The fp32 CPU tensor, or its slice ``index``, of the parameter or buffer with this checkpoint name."""
+        ...
+
+
+class Objective(Protocol):
+    """What is learned. A loss is a sum over samples; see the contract Gradient in docs/contracts.md."""
+
+    def collate(self, rows: Rows) -> Batch:
+        """Turns rows into a micro-batch with labels aligned to the outputs; -100 where there is no target."""
+        ...
+
+    def loss(self, scores: Scores, batch: Batch) -> LossTerms:
+        """Named sums over the micro-batch, each with the count that divides it."""
+        ...
+
+    def metrics(self, means: dict[str, float]) -> dict[str, float]:
+        """What to report of the held-out split, from each term's mean over it; ``loss`` is among them."""
+        ...
+
+
+class Engine(Protocol):
+    """One model being trained under one strategy. All methods are collective: every rank calls them in the same order."""
+
+    data_rank: int
+    data_size: int
+
+    def sum_over_data(self, values: Tensor) -> Tensor:
+        """Adds up ``values`` over the data ranks; the result is on every rank."""
+        ...
+
+    def forward_backward(self, step: int, micro_batches: list[Batch], counts: dict[str, Tensor]) -> LossTerms:
+        """Accumulates the gradient of ``step``: each term divided by its own ``counts`` (global, on the device).
+
+        Returns:
+            The terms summed over all ranks, on every rank.
+        """
+        ...
+
+    def optimizer_step(self, plan: StepPlan) -> StepStats:
+        """Clips and applies the accumulated gradient unless its norm is not finite; clears it either way."""
+        ...
+
+    def score(self, batch: Batch) -> LossTerms:
+        """This rank's terms of one micro-batch, without gradients and with dropout off."""
+        ...
+
+    def inference(self) -> AbstractContextManager[tuple[Any, dict[str, Any]]]:
+        """Yields a model that transformers' ``generate`` accepts and the keyword arguments it needs there."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """The live tensors by neutral name (``model.NAME``, ``optim.NAME.exp_avg`` ...); loading writes into them."""
+        ...
+
+    def dtypes(self) -> dict[str, str]:
+        """The number type of each kind of tensor, read back from live ones."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the engine holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineJob:
+    """What a strategy builds its engine from.
+
+    Attributes:
+        skeleton: the model on meta (trainer.model.skeleton.Skeleton); the engine may shard and fill it in place.
+        weights: its first values.
+        objective: what is learned.
+        make_optimizer: builds the optimizer over (checkpoint name, parameter) pairs, tied parameters once.
+        precision: the policy (trainer.precision.config.Precision).
+        mesh: axes as in trainer.distributed.degrees.
+        device: this rank's.
+        seed: ``train.seed``, for dropout.
+    """
+
+    skeleton: Any
+    weights: Weights
+    objective: Objective
+    make_optimizer: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+    precision: Any
+    mesh: DeviceMesh
+    device: torch.device
+    seed: int
+
+
+class Strategy(Protocol):
+    """A config dataclass that knows its degrees and builds its engine."""
+
+    name: str
+
+    def degrees(self, world_size: int) -> Degrees:
+        """The size of each mesh axis; raises ``Refused`` when they do not fit the world."""
+        ...
+
+    def build(self, job: EngineJob) -> Engine:
+        """Builds the engine on every rank."""
+        ...
+
+
+class Callback(Protocol):
+    """Watches a run. Callbacks are called on rank 0 only, in any order, and never change training."""
+
+    def on_log(self, records: list[StepRecord]) -> None:
+        """The steps since the last log interval."""
+        ...
+
+    def on_evaluate(self, evaluation: Evaluation) -> None:
+        """One pass over the held-out split."""
+        ...
+
+    def on_save(self, step: int, folder: str) -> None:
+        """A checkpoint has been committed."""
+        ...
+
+    def on_end(self) -> None:
+        """Training is over, for whatever reason."""
+        ...

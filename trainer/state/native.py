@@ -1,0 +1,26 @@
+"""The neutral state of a native engine: its live tensors under names that no strategy enters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def neutral_state(named: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Parameters and moments by checkpoint name.
+
+    Args:
+        named: (checkpoint name, parameter), tied parameters once.
+        optimizer: with its moments made (trainer.optimizer.adamw).
+
+    Returns:
+        ``model.NAME``, ``optim.NAME.exp_avg``, ``optim.NAME.exp_avg_sq`` (fp32, DTensor or plain) and ``optim.NAME.step`` (scalar),
+        sharing memory with the live ones.
+    """
+    state: dict[str, Tensor] = {}
+    for name, parameter in named:
+        state[f"model.{name}"] = parameter.detach()
+        state |= {f"optim.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+    return state
