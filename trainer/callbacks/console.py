@@ -1,0 +1,99 @@
+"""What a user watches: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from trainer.types import Evaluation, StepRecord
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class ProgressBar:
+    """A live bar with loss, tokens per second and remaining time.
+
+    Args:
+        console: where it is drawn.
+        steps: of the whole run.
+        done: before this session.
+    """
+
+    def __init__(self, console: Console, steps: int, done: int):
+        self._progress = Progress(
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("loss [bold]{task.fields[loss]}[/]  {task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            expand=True,
+            speed_estimate_period=60,
+        )
+        self._task = self._progress.add_task("train", total=steps, completed=done, loss="…", speed="")
+        self._progress.start()
+
+    def on_log(self, records: list[StepRecord]) -> None:
+        """Moves the bar."""
+        last = records[-1]
+        self._progress.update(self._task, completed=last.step, loss=f"{last.loss:.4f}", speed=f"{last.tokens_per_second:,.0f} tokens/s")
+
+    def on_evaluate(self, evaluation: Evaluation) -> None:
+        """Prints the held-out metrics above the bar."""
+        self._progress.console.print(evaluation_line(evaluation))
+
+    def on_save(self, step: int, folder: str) -> None:
+        """Prints where the checkpoint is."""
+        self._progress.console.print(f"[dim]checkpoint {folder}[/]", highlight=False, soft_wrap=True)
+
+    def on_end(self) -> None:
+        """Leaves the bar as it stands."""
+        self._progress.stop()
+
+
+class PlainLines:
+    """One line every few seconds, for logs and pipes.
+
+    Args:
+        console: where they are printed.
+        steps: of the whole run.
+    """
+
+    def __init__(self, console: Console, steps: int):
+        self._console = console
+        self._steps = steps
+        self._printed = 0.0
+
+    def on_log(self, records: list[StepRecord]) -> None:
+        """Prints the last step, unless a line was printed a moment ago."""
+        last = records[-1]
+        now = time.monotonic()
+        if now - self._printed < SECONDS_BETWEEN_LINES and last.step < self._steps:
+            return
+        self._printed = now
+        self._console.print(
+            f"step {last.step}/{self._steps}  loss {last.loss:.4f}  grad norm {last.grad_norm:.3f}  lr {last.lr:.2e}  {last.tokens_per_second:,.0f} tokens/s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def on_evaluate(self, evaluation: Evaluation) -> None:
+        """Prints the held-out metrics."""
+        self._console.print(evaluation_line(evaluation), highlight=False, soft_wrap=True)
+
+    def on_save(self, step: int, folder: str) -> None:
+        """Prints where the checkpoint is."""
+        self._console.print(f"checkpoint {folder}", highlight=False, soft_wrap=True)
+
+    def on_end(self) -> None:
+        """Nothing is left open."""
+
+
+def evaluation_line(evaluation: Evaluation) -> str:
+    """The held-out metrics in one line."""
+    values = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items())
+    return f"held out at step {evaluation.step}: {values}  ({evaluation.num_targets:,} targets)"

@@ -1,0 +1,21 @@
+"""``isotrain export``: a checkpoint becomes a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.checkpoint.export import export
+from trainer.errors import DONE
+from trainer.precision.dtypes import DTYPES
+
+if TYPE_CHECKING:
+    from trainer.commands.config import Export
+
+
+def run(settings: Export) -> int:
+    """Exports and says what can be done with the result; returns the exit code."""
+    checkpoint = export(Path(settings.checkpoint), Path(settings.to), DTYPES[settings.dtype])
+    print(f"{checkpoint} exported to {settings.to} in {settings.dtype}. Load it with transformers:")
+    print(f"  AutoModelForCausalLM.from_pretrained({settings.to!r}); AutoTokenizer.from_pretrained({settings.to!r})")
+    return DONE

@@ -1,0 +1,59 @@
+"""What makes two sessions the same run: a checkpoint keeps it, and a resumed run must agree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from trainer.config import Config
+from trainer.errors import Refused
+from trainer.types import RunState
+
+NOT_SHAPE = ("transformers_version", "_name_or_path", "architectures", "dtype")
+
+
+def identity(config: Config, model: PreTrainedConfig, fingerprint: str) -> dict[str, Any]:
+    """What must be the same when a run goes on, by config key; JSON.
+
+    Args:
+        config: the run's.
+        model: the transformers config.
+        fingerprint: of the corpus.
+    """
+    return {
+        "model": json.loads(json.dumps({key: value for key, value in model.to_diff_dict().items() if key not in NOT_SHAPE})),
+        "data": fingerprint,
+        "data.sequence_length": config.data.sequence_length,
+        "objective": type(config.objective).__name__,
+        "train.seed": config.train.seed,
+        "train.global_batch": config.train.global_batch,
+    }
+
+
+def require_same(state: RunState, now: dict[str, Any], folder: Path) -> None:
+    """Refuses to go on from a checkpoint of another model, corpus, seed or batch.
+
+    Args:
+        state: the checkpoint's.
+        now: this run's identity.
+        folder: the checkpoint.
+
+    Raises:
+        Refused: naming each difference.
+    """
+    problems = []
+    for key, value in now.items():
+        before = state.identity.get(key)
+        if before == value:
+            continue
+        if isinstance(value, dict) and isinstance(before, dict):
+            fields = sorted(name for name in value.keys() | before.keys() if value.get(name) != before.get(name))
+            before, value = ({name: side.get(name) for name in fields} for side in (before, value))
+        problems.append(
+            f"{key} was {before} in {folder} and is {value} now: a run cannot change it. Put it back, or choose another run.dir."
+        )
+    if problems:
+        raise Refused(problems)

@@ -1,0 +1,38 @@
+"""What is known of a run before its ranks meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+
+from trainer.config import Config
+from trainer.data.prepare import Corpus
+from trainer.distributed.launch import Launch
+from trainer.model.skeleton import Skeleton
+
+
+@dataclass(frozen=True)
+class Job:
+    """A validated configuration and what was built from it on every rank alone.
+
+    Attributes:
+        config: typed and checked.
+        launch: who this rank is.
+        corpus: prepared.
+        skeleton: the model on meta, until the engine fills it.
+        device: this rank's.
+        console: prints on rank 0 only.
+    """
+
+    config: Config
+    launch: Launch
+    corpus: Corpus
+    skeleton: Skeleton
+    device: torch.device
+    console: Console
+
+    def say(self, line: str) -> None:
+        """Shows one line to the user, unbroken."""
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)

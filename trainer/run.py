@@ -1,0 +1,249 @@
+"""The composition root: builds a run in one visible order, then lets the Trainer go."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from trainer.callbacks.console import PlainLines, ProgressBar
+from trainer.callbacks.jsonl import JsonLines
+from trainer.callbacks.summary import print_facts, print_sample
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.config import Config, to_yaml
+from trainer.data.loader import StepLoader, held_out_batches
+from trainer.data.order import SampleOrder
+from trainer.data.prepare import prepare
+from trainer.data.tokenizer import same_vocabulary
+from trainer.distributed.agreement import Agreement
+from trainer.distributed.launch import Launch
+from trainer.distributed.lifetime import die_with_parent
+from trainer.distributed.log import LOGGER, log_to
+from trainer.distributed.mesh import build_mesh
+from trainer.distributed.process_group import choose_device, start_process_group
+from trainer.distributed.stop import StopRequest
+from trainer.ending import recorded_exit
+from trainer.errors import DONE, STOPPED, Refused
+from trainer.identity import identity, require_same
+from trainer.job import Job
+from trainer.metrics import MetricsFile
+from trainer.model.gate import model_problems
+from trainer.model.generation import generate_text
+from trainer.model.skeleton import build_skeleton, pretrained_folder
+from trainer.model.weights import FromSafetensors, FromSeed, named_seed
+from trainer.optimizer.adamw import build_adamw
+from trainer.optimizer.schedule import lr_scale
+from trainer.passport import environment
+from trainer.protocols import Callback, Engine, EngineJob
+from trainer.run_directory import RunDirectory, fresh
+from trainer.run_facts import closing_facts, opening_facts
+from trainer.state.storage import read_state
+from trainer.trainer import Outcome, Plan, Trainer
+from trainer.types import RunState
+
+
+def train(config: Config, launch: Launch) -> int:
+    """Runs one session of training.
+
+    Returns:
+        The exit code: 0 done, 4 stopped on request after saving.
+
+    Raises:
+        Refused, TrainingFailed, StorageFailed: already written to ``exit.json``; printing them is the caller's.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(os.getppid())  # torchrun's workers outlive it otherwise
+    source = pretrained_folder(config.model)
+    corpus = prepare(config.data, str(source) if source else None, config.run.quiet)
+    skeleton = build_skeleton(config.model, corpus.vocabulary, source)
+    same = source is None or same_vocabulary(corpus.tokenizer_folder, source)
+    if problems := model_problems(skeleton, corpus.vocabulary, config.data.sequence_length, same):
+        raise Refused(problems)
+    device = choose_device(config.run.device, launch)
+    job = Job(config, launch, corpus, skeleton, device, Console(quiet=launch.rank > 0))
+    directory = _open_directory(config) if launch.rank == 0 else None
+    with recorded_exit(directory, launch) as exit_record:
+        store = start_process_group(launch, device, config.run.timeout)
+        exit_record.store = store
+        agreement = Agreement(store, launch.rank, launch.world_size)
+        path = agreement.from_first(str(directory.path) if directory else None)
+        directory = directory or RunDirectory(path)
+        log_to(directory.log(launch.rank), launch.rank)
+        exit_record.code, exit_record.sentence = _session(job, directory, agreement)
+    return exit_record.code
+
+
+def _open_directory(config: Config) -> RunDirectory:
+    directory = RunDirectory(config.run.dir or fresh(config.run.name))
+    directory.create()
+    directory.lock()
+    return directory
+
+
+def _session(job: Job, directory: RunDirectory, agreement: Agreement) -> tuple[int, str]:
+    """Everything between meeting and parting; returns the exit code and sentence."""
+    config, launch = job.config, job.launch
+    stop = StopRequest(agreement.store)
+    stop.listen()
+    checkpointer = Checkpointer(directory.checkpoints, agreement, config.checkpoint.keep, lambda folder: _describe(job, folder), job.say)
+    found = checkpointer.find(config.checkpoint.resume)
+    same = identity(config, job.skeleton.model.config, job.corpus.fingerprint)
+    if found:
+        require_same(found[1], same, found[0])
+    state = found[1] if found else RunState(step=0, identity=same, tokens_seen=0, metrics_bytes=0)
+    plan = _plan(config)
+    if state.step >= plan.stop_after:
+        return _nothing_left(job, directory, state, plan)
+
+    engine = _build_engine(job)
+    if found:
+        read_state(found[0], engine.state())
+        job.say(f"resuming from {found[0]} at step {state.step}")
+    metrics = _open_metrics(directory, state, own=bool(found and found[0].is_relative_to(directory.path)), job=job)
+    print_facts(job.console, "isotrain", opening_facts(job, directory.path, engine.data_size, state.step))
+    callbacks: list[Callback] = []
+    if launch.rank == 0 and metrics is not None:
+        directory.write_config(to_yaml(config))
+        bar = job.console.is_terminal and not config.run.quiet
+        callbacks = [JsonLines(metrics), ProgressBar(job.console, plan.steps, state.step) if bar else PlainLines(job.console, plan.steps)]
+
+    def save(step: int, tokens_seen: int) -> None:
+        if metrics is not None:
+            metrics.sync()
+            directory.write_passport(_passport(job, engine, same))
+        run_state = RunState(step, same, tokens_seen, metrics.bytes if metrics else 0)
+        folder = checkpointer.save(engine.state(), run_state)
+        LOGGER.info("checkpoint %s", folder)
+        for callback in callbacks:
+            callback.on_save(step, str(folder))
+
+    trainer = _build_trainer(job, engine, plan, stop, callbacks, save)
+    try:
+        outcome = trainer.fit(state.step, state.tokens_seen)
+    finally:
+        for callback in callbacks:
+            callback.on_end()
+    return _close(job, directory, engine, plan, outcome, state.tokens_seen)
+
+
+def _plan(config: Config) -> Plan:
+    train, optimizer = config.train, config.optimizer
+    return Plan(
+        steps=train.steps,
+        stop_after=min(train.stop_after or train.steps, train.steps),
+        log_every=train.log_every,
+        save_every=config.checkpoint.every,
+        evaluate_every=train.evaluate_every,
+        nonfinite=train.nonfinite,
+        lr=optimizer.lr,
+        lr_scale=lambda step: lr_scale(optimizer, step, train.steps),
+        max_norm=optimizer.max_grad_norm,
+    )
+
+
+def _build_engine(job: Job) -> Engine:
+    config = job.config
+    weights = (FromSafetensors if job.skeleton.source else FromSeed)(job.skeleton, config.train.seed)
+    degrees = config.strategy.degrees(job.launch.world_size)
+    engine_job = EngineJob(
+        skeleton=job.skeleton,
+        weights=weights,
+        objective=config.objective,
+        make_optimizer=lambda named: build_adamw(config.optimizer, named),
+        precision=config.precision,
+        mesh=build_mesh(degrees, job.device),
+        device=job.device,
+        seed=config.train.seed,
+    )
+    return config.strategy.build(engine_job)
+
+
+def _build_trainer(job: Job, engine: Engine, plan: Plan, stop: StopRequest, callbacks: list[Callback], save: Any) -> Trainer:
+    config, corpus = job.config, job.corpus
+    rows = corpus.rows("train")
+    shape = {"micro_batch": config.train.micro_batch, "data_rank": engine.data_rank, "data_size": engine.data_size}
+    loader = StepLoader(
+        rows,
+        SampleOrder(len(rows), config.train.seed),
+        config.objective.collate,
+        global_batch=config.train.global_batch,
+        workers=config.data.workers,
+        pin_memory=job.device.type == "cuda",
+        **shape,
+    )
+    validation = corpus.rows("validation")
+    held_out = None
+    if len(validation):
+        held_out = lambda: held_out_batches(validation, config.objective.collate, config.train.evaluate_samples, **shape)  # noqa: E731
+    return Trainer(engine, config.objective, loader, held_out, plan, stop, callbacks, save)
+
+
+def _open_metrics(directory: RunDirectory, state: RunState, own: bool, job: Job) -> MetricsFile | None:
+    """Rank 0's metrics file, cut back to the checkpoint; a run that starts from another run's checkpoint begins a new one."""
+    if job.launch.rank > 0:
+        return None
+    metrics = MetricsFile(directory.metrics)
+    if gap := metrics.cut_back(state.metrics_bytes if own else 0):
+        job.say(gap)
+    return metrics
+
+
+def _describe(job: Job, folder: Path) -> None:
+    """What a checkpoint holds beside tensors and run state: enough to export it anywhere."""
+    (folder / "config.yaml").write_text(to_yaml(job.config), encoding="utf-8")
+    job.skeleton.model.config.save_pretrained(folder / "model")
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir()
+    for path in job.corpus.tokenizer_folder.iterdir():
+        (tokenizer / path.name).write_bytes(path.read_bytes())
+
+
+def _passport(job: Job, engine: Engine, same: dict[str, Any]) -> dict[str, Any]:
+    degrees = job.config.strategy.degrees(job.launch.world_size)
+    return {
+        **environment(job.device, job.launch.world_size),
+        "strategy": {"name": job.config.strategy.name, **asdict(degrees)},
+        "dtypes": engine.dtypes(),
+        "parameters": job.skeleton.num_parameters,
+        "identity": same,
+        "plugins": job.config.plugins,
+    }
+
+
+def _nothing_left(job: Job, directory: RunDirectory, state: RunState, plan: Plan) -> tuple[int, str]:
+    more = "raise train.steps" if state.step >= plan.steps else "raise train.stop_after"
+    sentence = f"{directory.path} is finished: step {state.step} of {plan.steps} is done. To train on, {more}; to begin anew, choose another run.dir."
+    job.say(sentence)
+    return DONE, sentence
+
+
+def _close(job: Job, directory: RunDirectory, engine: Engine, plan: Plan, outcome: Outcome, tokens_before: int) -> tuple[int, str]:
+    """The last words of a session; every rank takes part in generating, since weights may be sharded."""
+    if outcome.stopped_by:
+        sentence = f"Stopped by {outcome.stopped_by} after step {outcome.step} of {plan.steps}, with a checkpoint. Run the same command again to go on."
+        job.say(sentence)
+        engine.close()
+        return STOPPED, sentence
+    finished = outcome.step >= plan.steps
+    sample = _sample(job, engine) if finished else None
+    print_facts(
+        job.console,
+        "done" if finished else f"stopped at train.stop_after={plan.stop_after}",
+        closing_facts(directory.path, outcome, plan, tokens_before),
+    )
+    if sample is not None:
+        print_sample(job.console, sample)
+    engine.close()
+    return DONE, f"Step {outcome.step} of {plan.steps} is done."
+
+
+def _sample(job: Job, engine: Engine) -> str:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(job.corpus.tokenizer_folder)
+    with engine.inference() as (model, arguments):
+        seed = named_seed(job.config.train.seed, "sample")
+        return generate_text(model, tokenizer, **vars(job.config.sample), seed=seed, device=job.device, **arguments)[0]
