@@ -1,0 +1,89 @@
+"""Contract Gradient: one loss curve, whatever the strategy, the number of ranks, the micro-batch and the family."""
+
+import math
+
+import pytest
+
+from trainer.testing import assert_same_curve, train_curve
+
+FAMILIES = ("llama_tiny", "gpt2_tiny")
+LAYOUTS = [("single", 1), *(("ddp", n) for n in (1, 2, 3, 4)), *(("fsdp", n) for n in (1, 2, 3, 4)), ("hsdp", 4)]
+REPRESENTATIVES = {
+    ("llama_tiny", "single", 1, 4),
+    ("llama_tiny", "ddp", 3, 2),
+    ("llama_tiny", "fsdp", 2, 4),
+    ("llama_tiny", "hsdp", 4, 1),
+    ("gpt2_tiny", "ddp", 2, 2),
+    ("gpt2_tiny", "fsdp", 3, 1),
+}
+
+
+def micro_batch(ranks: int, accumulation: int, global_batch: int = 16) -> int:
+    """The micro-batch at which a rank of ``ranks`` takes ``accumulation`` of them (or the nearest number) a step."""
+    return math.ceil(math.ceil(global_batch / ranks) / accumulation)
+
+
+def matrix():
+    for family in FAMILIES:
+        for strategy, ranks in LAYOUTS:
+            for accumulation in (1, 2, 4):
+                cell = (family, strategy, ranks, accumulation)
+                yield pytest.param(*cell, marks=() if cell in REPRESENTATIVES else pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def one_rank(tiny, tmp_path_factory):
+    """The reference curve of a family and precision: one rank, one micro-batch."""
+    curves = {}
+
+    def curve(family, *more):
+        if (family, more) not in curves:
+            curves[family, more] = train_curve([*tiny, f"model={family}", *more], tmp_path_factory.mktemp("reference"))
+        return curves[family, more]
+
+    return curve
+
+
+@pytest.mark.parametrize(("family", "strategy", "ranks", "accumulation"), list(matrix()))
+def test_every_layout_has_the_curve_of_one_rank(tiny, tmp_path, one_rank, family, strategy, ranks, accumulation):
+    arguments = [*tiny, f"model={family}", f"+strategy={strategy}", f"train.micro_batch={micro_batch(ranks, accumulation)}"]
+    curve = train_curve(arguments, tmp_path / "run", ranks)
+    reference = one_rank(family)
+    assert len({line["num_targets"] for line in reference}) > 1, "the corpus must have uneven counts for this to mean anything"
+    assert any(line["grad_norm"] > 0.5 for line in reference), "clipping must have something to clip"
+    assert_same_curve(curve, reference, loss=1e-5, grad_norm=1e-4)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_ddp_and_fsdp_are_bitwise_equal_on_two_ranks(tiny, tmp_path, accumulation):
+    shape = [*tiny, f"train.micro_batch={micro_batch(2, accumulation)}", "optimizer.max_grad_norm=null"]
+    ddp = train_curve([*shape, "+strategy=ddp"], tmp_path / "ddp", 2)
+    fsdp = train_curve([*shape, "+strategy=fsdp", "strategy.reduce_every_micro_batch=false"], tmp_path / "fsdp", 2)
+    assert [line["loss"].hex() for line in ddp] == [line["loss"].hex() for line in fsdp]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ranks"),
+    [("ddp", 2), ("fsdp", 4), pytest.param("hsdp", 4, marks=pytest.mark.slow), pytest.param("fsdp", 3, marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("family", [FAMILIES[0], pytest.param(FAMILIES[1], marks=pytest.mark.slow)])
+def test_bf16_stays_near_one_rank(tiny, tmp_path, one_rank, family, strategy, ranks):
+    arguments = [*tiny, f"model={family}", "precision=bf16", f"strategy={strategy}", "train.micro_batch=2"]
+    assert_same_curve(train_curve(arguments, tmp_path / "run", ranks), one_rank(family, "precision=bf16"), loss=1e-2, grad_norm=5e-2)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["strategy.reshard_after_forward=false"],
+        ["strategy.cpu_offload=true"],
+        ["strategy.reduce_every_micro_batch=false", "train.micro_batch=4"],
+    ],
+)
+def test_fsdp_options_change_no_loss(tiny, tmp_path, one_rank, more):
+    assert_same_curve(train_curve([*tiny, "+strategy=fsdp", *more], tmp_path / "run", 2), one_rank("llama_tiny"))
+
+
+def test_workers_change_nothing(tiny, tmp_path, one_rank):
+    curve = train_curve([*tiny, "data.workers=2"], tmp_path / "run", 1)
+    assert_same_curve(curve, one_rank("llama_tiny"), loss=0, grad_norm=0)

@@ -1,0 +1,156 @@
+"""Contract State: a checkpoint belongs to no strategy; any engine goes on from what any other wrote."""
+
+import json
+from itertools import permutations
+
+import pytest
+import torch
+
+from trainer.checkpoint.checkpointer import choose
+from trainer.errors import StorageFailed
+from trainer.state.storage import read_tensors, write_state
+from trainer.testing import assert_same_curve, last_wins, run_ranks, train_curve
+
+STRATEGIES = ("single", "ddp", "fsdp", "hsdp")
+RANKS = {"single": 1, "ddp": 2, "fsdp": 2, "hsdp": 4}
+
+
+def tensors_of(run_dir, step):
+    return read_tensors(run_dir / "checkpoints" / f"step-{step}", "")
+
+
+def engine_state(arguments, folder):
+    """On each rank: builds the engine of a command line, loads ``folder``, and gives this rank's view of the whole state."""
+    import os
+
+    from torch.distributed.tensor import DTensor
+
+    from trainer import run
+    from trainer.config import load
+    from trainer.data.prepare import prepare
+    from trainer.distributed.launch import read_launch
+    from trainer.distributed.process_group import choose_device, start_process_group
+    from trainer.job import Job
+    from trainer.model.skeleton import build_skeleton
+    from trainer.state.storage import read_state
+
+    launch = read_launch(os.environ)
+    config = load(arguments, launch.world_size)
+    corpus = prepare(config.data)
+    device = choose_device("cpu", launch)
+    start_process_group(launch, device, 60)
+    job = Job(config, launch, corpus, build_skeleton(config.model, corpus.vocabulary), device, console=None)
+    state = run._build_engine(job).state()
+    read_state(folder, state)
+    return {name: (value.full_tensor() if isinstance(value, DTensor) else value).numpy() for name, value in state.items()}
+
+
+def test_a_run_that_moves_four_times_keeps_its_curve(tiny, tmp_path):
+    stayed = train_curve([*tiny, "+strategy=single"], tmp_path / "stayed")
+    for strategy, ranks, stop in (("fsdp", 4, 5), ("ddp", 2, 10), ("single", 1, 15), ("fsdp", 2, 20)):
+        moved = train_curve([*tiny, f"strategy={strategy}", f"train.stop_after={stop}"], tmp_path / "moved", ranks)
+        assert moved[-1]["step"] == stop
+    assert_same_curve(moved, stayed, loss=1e-6, grad_norm=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [
+        pytest.param(*pair, marks=() if pair in {("fsdp", "ddp"), ("ddp", "hsdp")} else pytest.mark.slow)
+        for pair in permutations(STRATEGIES, 2)
+    ],
+)
+def test_loaded_state_is_bitwise_what_was_saved(tiny, tmp_path, source, destination):
+    train_curve([*tiny, f"strategy={source}", "train.stop_after=3"], tmp_path / "run", RANKS[source])
+    folder = tmp_path / "run" / "checkpoints" / "step-3"
+    saved = read_tensors(folder, "")
+    arguments = last_wins([*tiny, f"strategy={destination}"])
+    for seen in run_ranks(engine_state, RANKS[destination], arguments, folder):
+        assert seen.keys() == saved.keys()
+        for name, value in seen.items():
+            assert torch.equal(torch.from_numpy(value), saved[name]), name
+    assert all(saved[name].item() == 3 for name in saved if name.endswith(".step"))
+
+
+def test_all_names_are_those_of_the_stock_model_and_tied_weights_stand_once(tiny, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    train_curve([*tiny, "model=gpt2_tiny", "train.stop_after=1"], tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "step-1"
+    stock = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / "model"))
+    names = {name for name, _ in stock.named_parameters()}
+    assert "lm_head.weight" not in names and "transformer.wte.weight" in names
+    found = set(read_tensors(folder, ""))
+    keys = ("exp_avg", "exp_avg_sq", "step")
+    assert found == {f"model.{name}" for name in names} | {f"optim.{name}.{key}" for name in names for key in keys}
+
+
+def test_what_is_no_tensor_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"optim\.lr"):
+        write_state(tmp_path, {"model.w": torch.ones(2), "optim.lr": 1e-3})
+
+
+def test_no_file_of_a_checkpoint_is_a_pickle(tiny, tmp_path):
+    train_curve([*tiny, "strategy=fsdp", "train.stop_after=2"], tmp_path / "run", 2)
+    folder = tmp_path / "run" / "checkpoints" / "step-2"
+    for path in filter(lambda path: path.is_file(), folder.rglob("*")):
+        start = path.read_bytes()[:2]
+        assert start not in (b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK"), path
+        assert path.suffix in (".safetensors", ".json", ".yaml"), path
+
+
+def test_every_flipped_bit_is_found_and_the_checkpoint_before_is_used(tiny, tmp_path):
+    import random
+
+    train_curve([*tiny, "strategy=fsdp", "checkpoint.every=2", "train.stop_after=4"], tmp_path / "run", 2)
+    newest = tmp_path / "run" / "checkpoints" / "step-4"
+    rng = random.Random(0)
+    files = sorted(path for path in newest.rglob("*") if path.is_file())
+    assert {"manifest.json", "state.json", "tokenizer.json"} <= {path.name for path in files}
+    assert sum(path.suffix == ".safetensors" for path in files) == 2
+    for path in files:
+        whole = path.read_bytes()
+        header = 8 + int.from_bytes(whole[:8], "little") if path.suffix == ".safetensors" else len(whole)
+        places = [rng.randrange(len(whole) * 8) for _ in range(5)] + [rng.randrange(header * 8) for _ in range(5)]
+        for bit in places:
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            folder, skipped = choose(tmp_path / "run")
+            assert folder.name == "step-2" and len(skipped) == 1 and "step-4" in skipped[0], (path, bit)
+        path.write_bytes(whole)
+    assert choose(tmp_path / "run")[0] == newest
+
+
+def test_resuming_past_a_damaged_checkpoint_gives_the_same_curve(tiny, tmp_path):
+    arguments = [*tiny, "checkpoint.every=2", "checkpoint.keep=3"]
+    whole = train_curve(arguments, tmp_path / "whole")
+    train_curve([*arguments, "train.stop_after=6"], tmp_path / "run")
+    shard = next((tmp_path / "run" / "checkpoints" / "step-6").glob("*.safetensors"))
+    damaged = bytearray(shard.read_bytes())
+    damaged[-5] ^= 16
+    shard.write_bytes(damaged)
+    assert_same_curve(train_curve(arguments, tmp_path / "run"), whole, loss=0, grad_norm=0)
+
+
+def test_when_nothing_can_be_trusted_nothing_starts(tiny, tmp_path):
+    train_curve([*tiny, "train.stop_after=2"], tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-2" / "state.json").write_text("{}")
+    with pytest.raises(AssertionError, match=StorageFailed.__name__):
+        train_curve(tiny, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "exit.json").read_text())["code"] == 8
+
+
+def test_another_model_seed_or_batch_is_refused_by_name(tiny, tmp_path):
+    train_curve([*tiny, "train.stop_after=2"], tmp_path / "run")
+    for change, named in (
+        ("train.seed=5", "train.seed was 0"),
+        ("train.global_batch=8", "train.global_batch was 16"),
+        ("model.hidden_size=64", "hidden_size"),
+        ("data.sequence_length=16", "data.sequence_length was 32"),
+        ("data.document=line", "data was"),
+    ):
+        with pytest.raises(AssertionError, match="Refused") as caught:
+            train_curve([*tiny, change], tmp_path / "run")
+        assert named in str(caught.value)
+    assert json.loads((tmp_path / "run" / "exit.json").read_text())["code"] == 2

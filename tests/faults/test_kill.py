@@ -1,0 +1,117 @@
+"""``kill -9`` at random instants: rerunning the same command always resumes, and the curve is bitwise the uninterrupted one."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from trainer.testing import Ranks, last_wins, read_curve, train_curve, train_here
+
+
+@pytest.fixture(scope="session")
+def hard(tiny, tmp_path_factory):
+    """A run with dropout, accumulation and an epoch edge, that saves every third step."""
+    corpus = tmp_path_factory.mktemp("small") / "small.txt"
+    corpus.write_text("\n\n".join(f"Paragraph {n} says that {n} squared is {n * n}, and goes on for a while." for n in range(120)))
+    return [
+        *tiny,
+        f"data.path={corpus}",
+        "data.tokenizer.vocab_size=300",
+        "model=gpt2_tiny",
+        "model.dropout=0.1",
+        "train.steps=60",
+        "train.micro_batch=4",
+        "train.log_every=4",
+        "checkpoint.every=3",
+    ]
+
+
+def kill_until_done(arguments, run_dir, ranks, kills, rng):
+    """Starts the same command again and again, killing it ``kills`` times at random instants; then lets it finish."""
+    done = 0
+    slowest = 3.0
+    while done < kills:
+        began = time.monotonic()
+        job = Ranks(train_here, ranks, last_wins([*arguments, f"run.dir={run_dir}"]))
+        wait = rng.uniform(0.1, slowest)
+        while time.monotonic() - began < wait and job.running:
+            time.sleep(0.005)
+        if not job.running:  # it finished before it could be killed: aim earlier
+            slowest *= 0.8
+            job.kill()
+            assert json.loads((run_dir / "exit.json").read_text())["code"] == 0
+            remove_newest(run_dir)
+            continue
+        job.send(signal.SIGKILL, rank=rng.randrange(ranks))  # one rank dies; the others must not survive it
+        time.sleep(0.05)
+        job.kill()
+        done += 1
+    return train_curve(arguments, run_dir, ranks)
+
+
+def remove_newest(run_dir):
+    """Throws the newest checkpoint away, so that there is training left to interrupt."""
+    import shutil
+
+    newest = max((run_dir / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    shutil.rmtree(newest)
+
+
+@pytest.mark.parametrize(("ranks", "workers", "strategy"), [(1, 0, "single"), (2, 2, "fsdp")])
+def test_ten_kills_at_random_instants(hard, tmp_path, ranks, workers, strategy):
+    arguments = [*hard, f"data.workers={workers}", f"strategy={strategy}"]
+    whole = train_curve(arguments, tmp_path / "whole", ranks)
+    assert 2 * rows_of(hard) < 60 * 16, "the run must cross an epoch's edge"
+    curve = kill_until_done(arguments, tmp_path / "run", ranks, 10, random.Random(workers))
+    assert [line["step"] for line in curve] == list(range(1, 61))
+    assert [(line["loss"].hex(), line["samples"]) for line in curve] == [(line["loss"].hex(), line["samples"]) for line in whole]
+
+
+def rows_of(arguments):
+    from trainer.config import load
+    from trainer.data.prepare import prepare
+
+    return len(prepare(load(last_wins(arguments), 1).data).rows("train"))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("seed", range(10))
+def test_two_hundred_kills(hard, tmp_path, strategy, seed):
+    arguments = [*hard, f"data.workers={seed % 2 * 2}", f"strategy={strategy}"]
+    whole = train_curve(arguments, tmp_path / "whole", 2)
+    curve = kill_until_done(arguments, tmp_path / "run", 2, 10, random.Random(1000 + seed))
+    assert [line["loss"].hex() for line in curve] == [line["loss"].hex() for line in whole]
+
+
+def die_in(function, call, arguments):
+    """Trains until ``function`` of trainer.checkpoint.commit is called for the ``call``-th time, then dies as by kill -9."""
+    from trainer.checkpoint import commit
+
+    original = getattr(commit, function)
+    calls = []
+
+    def fatal(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(commit, function, fatal)
+    train_here(arguments)
+
+
+@pytest.mark.parametrize("function", ["begin", "describe_files", "commit", "prune"])
+def test_killed_between_write_and_commit(hard, tmp_path, function):
+    arguments = [*hard, "train.steps=15"]
+    whole = train_curve(arguments, tmp_path / "whole")
+    job = Ranks(die_in, 1, function, 3, last_wins([*arguments, f"run.dir={tmp_path / 'run'}"]))
+    with pytest.raises(AssertionError, match="-9"):
+        job.results()
+    job.kill()
+    assert len(read_curve(tmp_path / "run")) >= 3
+    curve = train_curve(arguments, tmp_path / "run")
+    assert [line["loss"].hex() for line in curve] == [line["loss"].hex() for line in whole]
