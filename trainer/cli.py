@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from trainer.command_line.suggest import did_you_mean, nearest
 from trainer.distributed.launch import Launch, read_launch
 from trainer.errors import Refused, StorageFailed, TrainingFailed
-from trainer.suggest import did_you_mean, nearest
 
 COMMANDS = {
     "train": "train, or go on with, one run",
@@ -44,7 +44,7 @@ def _run(arguments: list[str], launch: Launch) -> int:
     if command == "--version":
         return _say(_version(), launch)
     if command in ("--help", "-h"):
-        from trainer.help import commands_page
+        from trainer.command_line.help import commands_page
 
         return _say(commands_page(COMMANDS), launch)
     if command not in COMMANDS:
@@ -64,7 +64,7 @@ def _with_config(command: str, flags: argparse.Namespace, overrides: list[str], 
     if flags.config_dir and not Path(flags.config_dir).is_dir():
         raise Refused(f"--config-dir {flags.config_dir} is not a folder.")
     if flags.help is not None:
-        from trainer.help import group_page, overview
+        from trainer.command_line.help import group_page, overview
 
         parts = (schema.folders(flags.config_dir), schema.Config, schema.schemas())
         return _say(group_page(flags.help, *parts) if flags.help else overview(command, *parts), launch)
@@ -82,12 +82,12 @@ def _with_config(command: str, flags: argparse.Namespace, overrides: list[str], 
 
 
 def _with_settings(command: str, flags: argparse.Namespace, overrides: list[str], launch: Launch) -> int:
+    from trainer.command_line.settings import load_settings
     from trainer.commands.config import SETTINGS
-    from trainer.settings import load_settings
 
     cls = SETTINGS[command]
     if flags.help is not None:
-        from trainer.help import settings_page
+        from trainer.command_line.help import settings_page
 
         return _say(settings_page(command, COMMANDS[command], cls), launch)
     settings: Any = load_settings(cls, overrides)

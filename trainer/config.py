@@ -19,7 +19,7 @@ from trainer.schema import setting
 from trainer.strategy.native import NativeStrategy
 
 if TYPE_CHECKING:
-    from trainer.presets import Folders
+    from trainer.command_line.presets import Folders
 
 
 @dataclass
@@ -152,7 +152,7 @@ def schemas() -> dict[str, dict[str, type]]:
 
 def folders(config_dir: str | Path | None = None) -> Folders:
     """Where options come from: the shipped presets, ``--config-dir``, and plugins."""
-    from trainer.presets import Folders, config_folder
+    from trainer.command_line.presets import Folders, config_folder
 
     return Folders((config_folder(), *([Path(config_dir)] if config_dir else [])), REGISTERED)
 
@@ -175,9 +175,9 @@ def load(arguments: Sequence[str], world_size: int | None, config_dir: str | Pat
     """
     from omegaconf import OmegaConf
 
-    from trainer import plugins
-    from trainer.compose import check_values, compose
-    from trainer.overrides import Findings, parse
+    from trainer.command_line import plugins
+    from trainer.command_line.compose import check_values, compose
+    from trainer.command_line.overrides import Findings, parse
 
     overrides, findings = parse(arguments), Findings()
     plugins.enable([override.value or "" for override in overrides if override.valid and override.key == "plugins"], findings)
@@ -259,7 +259,7 @@ def _something_to_evaluate(config: Config) -> Iterator[str]:
 
 
 def _resume_exists(config: Config) -> Iterator[str]:
-    from trainer.suggest import did_you_mean, nearest
+    from trainer.command_line.suggest import did_you_mean, nearest
 
     words, resume = ("latest", "never"), config.checkpoint.resume
     if resume not in words and not Path(resume).is_dir():

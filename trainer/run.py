@@ -25,10 +25,7 @@ from trainer.distributed.log import LOGGER, log_to
 from trainer.distributed.mesh import build_mesh
 from trainer.distributed.process_group import choose_device, start_process_group
 from trainer.distributed.stop import StopRequest
-from trainer.ending import recorded_exit
 from trainer.errors import DONE, STOPPED, Refused
-from trainer.identity import identity, require_same
-from trainer.job import Job
 from trainer.metrics import MetricsFile
 from trainer.model.gate import model_problems
 from trainer.model.generation import generate_text
@@ -36,10 +33,13 @@ from trainer.model.skeleton import build_skeleton, pretrained_folder
 from trainer.model.weights import FromSafetensors, FromSeed, named_seed
 from trainer.optimizer.adamw import build_adamw
 from trainer.optimizer.schedule import lr_scale
-from trainer.passport import environment
 from trainer.protocols import Callback, Engine, EngineJob
 from trainer.run_directory import RunDirectory, fresh
-from trainer.run_facts import closing_facts, opening_facts
+from trainer.session.ending import recorded_exit
+from trainer.session.facts import closing_facts, opening_facts
+from trainer.session.identity import identity, require_same
+from trainer.session.job import Job
+from trainer.session.passport import environment
 from trainer.state.storage import read_state
 from trainer.trainer import Outcome, Plan, Trainer
 from trainer.types import RunState

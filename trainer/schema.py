@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainer.suggest import did_you_mean, nearest
+from trainer.command_line.suggest import did_you_mean, nearest
 
 
 def setting(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tests.architecture.sources import Source, imports_of
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("trainer.errors", "trainer.suggest", "trainer.types"),
+    ("trainer.errors", "trainer.command_line.suggest", "trainer.types"),
     ("trainer.schema",),
     ("trainer.protocols",),
     ("trainer.distributed",),
@@ -25,13 +25,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("trainer.callbacks",),
     ("trainer.plan", "trainer.quantize"),
     ("trainer.trainer",),
-    ("trainer.overrides", "trainer.presets"),
-    ("trainer.plugins", "trainer.selection"),
-    ("trainer.compose",),
+    ("trainer.command_line.overrides", "trainer.command_line.presets"),
+    ("trainer.command_line.plugins", "trainer.command_line.selection"),
+    ("trainer.command_line.compose",),
     ("trainer.config",),
-    ("trainer.help", "trainer.settings"),
-    ("trainer.ending", "trainer.identity", "trainer.job", "trainer.passport"),
-    ("trainer.run_facts",),
+    ("trainer.command_line",),
+    ("trainer.session",),
     ("trainer.run",),
     ("trainer.commands",),
     ("trainer.cli",),

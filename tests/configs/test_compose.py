@@ -8,11 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from trainer import cli, config
-from trainer.compose import compose
+from trainer.command_line.compose import compose
+from trainer.command_line.overrides import Findings, parse
+from trainer.command_line.presets import config_folder
+from trainer.command_line.selection import check_files
 from trainer.errors import Refused
-from trainer.overrides import Findings, parse
-from trainer.presets import config_folder
-from trainer.selection import check_files
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = {group: config.folders().options(group) for group in config.GROUPS}
@@ -182,7 +182,7 @@ def test_a_plugin_from_an_entry_point(tmp_path):
     assert "num_layers: 9" in enabled.stdout, enabled.stderr
     assert "model=deep is not an option" in _python("-m", "trainer", "train", "model=deep", cwd=tmp_path).stderr
     assert "did you mean plugins=[deep]?" in _python("-m", "trainer", "train", "plugins=[dep]", cwd=tmp_path).stderr
-    versions = _python("-c", "from trainer import plugins; print(plugins.versions(['deep']))", cwd=tmp_path).stdout
+    versions = _python("-c", "from trainer.command_line import plugins; print(plugins.versions(['deep']))", cwd=tmp_path).stdout
     assert versions.strip() == "{'deep': 'deep-models 1.2'}"
 
 

@@ -30,8 +30,8 @@ def engine_state(arguments, folder):
     from trainer.data.prepare import prepare
     from trainer.distributed.launch import read_launch
     from trainer.distributed.process_group import choose_device, start_process_group
-    from trainer.job import Job
     from trainer.model.skeleton import build_skeleton
+    from trainer.session.job import Job
     from trainer.state.storage import read_state
 
     launch = read_launch(os.environ)

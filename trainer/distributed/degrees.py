@@ -29,7 +29,7 @@ class Degrees:
 
 
 def resolve(replicate: int | None, shard: int | None, world_size: int) -> Degrees:
-    """Fills in the degree that is None with the ranks that the other leaves over.
+    """Fills in a degree that is None with the ranks that the other leaves over; with both None, shard takes all.
 
     Args:
         replicate: ranks that hold copies, or None.
@@ -40,9 +40,7 @@ def resolve(replicate: int | None, shard: int | None, world_size: int) -> Degree
         Refused: the degrees do not multiply to ``world_size``, naming each.
     """
     if replicate is None and shard is None:
-        raise Refused(
-            f"strategy.replicate and strategy.shard are both null, so {world_size} ranks can be divided in several ways: set one of them."
-        )
+        return Degrees(1, world_size)
     asked = {"replicate": replicate, "shard": shard}
     fixed = {f"strategy.{axis}={degree}": degree for axis, degree in asked.items() if degree is not None}
     product = (replicate or 1) * (shard or 1)

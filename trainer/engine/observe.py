@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.precision.dtypes import NAMES
 
@@ -24,6 +24,7 @@ def observe_dtypes(block: nn.Module, optimizer: torch.optim.Optimizer) -> Iterat
 
     def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
+        assert isinstance(module.weight, Tensor)
         seen["compute"] = NAMES[module.weight.dtype]
         seen["activations"] = NAMES[hidden.dtype]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner, HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 
 def write_state(folder: Path, state: dict[str, Tensor]) -> None:
@@ -38,29 +41,23 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
     reader = HuggingFaceStorageReader(str(folder))
     described = reader.read_metadata().state_dict_metadata
     tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)  # type: ignore[union-attr]
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in described.items()
-        if name.startswith(prefix)
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
     }
     with _quiet():
         dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), planner=DefaultLoadPlanner(), no_dist=True)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def names_in(folder: Path) -> set[str]:
-    """The names of the tensors in ``folder``."""
-    return set(HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
-
-
 def _alone() -> bool:
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
-class _quiet(warnings.catch_warnings):
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Torch's checkpoint code warns about itself; nothing of that is for users."""
-
-    def __enter__(self):  # type: ignore[no-untyped-def]
-        entered = super().__enter__()
+    logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
-        return entered
+        yield

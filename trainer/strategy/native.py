@@ -24,7 +24,7 @@ class NativeStrategy:
     )
     shard: int | None = setting(
         1,
-        "ranks over which one copy of parameters, gradients and moments is spread; None: all that replicate leaves over",
+        "ranks over which one copy of parameters, gradients and moments is spread; None: all that replicate leaves over, or all",
         minimum=1,
         aliases=("dp_shard", "fsdp_size"),
     )
@@ -41,7 +41,7 @@ class NativeStrategy:
     def kind(self) -> str:
         """What the settings amount to, whatever the preset is called: single, ddp, fsdp or hsdp."""
         if self.fully_shard:
-            return "fsdp" if self.replicate == 1 else "hsdp"
+            return "fsdp" if self.replicate == 1 or (self.replicate is None and self.shard is None) else "hsdp"
         return "single" if self.replicate == 1 else "ddp"
 
     def degrees(self, world_size: int) -> Degrees:

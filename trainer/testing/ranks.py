@@ -24,7 +24,7 @@ PRELOADED = [
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.generation",
     "trainer.run",
-    "trainer.compose",
+    "trainer.command_line.compose",
 ]
 
 
@@ -103,12 +103,12 @@ class Ranks:
             AssertionError: a rank raised, died or took too long.
         """
         deadline = time.monotonic() + self._timeout
-        waiting = {receiver: number for number, (_, receiver) in enumerate(self._ranks)}
+        waiting: dict[Any, int] = {receiver: number for number, (_, receiver) in enumerate(self._ranks)}
         results: list[Any] = [None] * len(self._ranks)
         failures: list[str] = []
         while waiting and (ready := wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))):
             for receiver in ready:
-                number = waiting.pop(receiver)  # type: ignore[arg-type]
+                number = waiting.pop(receiver)
                 succeeded, value = self._receive(number)
                 if succeeded:
                     results[number] = value

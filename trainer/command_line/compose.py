@@ -14,11 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from trainer.overrides import Findings, Override, apply, malformed
-from trainer.presets import Folders
+from trainer.command_line.overrides import Findings, Override, apply, malformed
+from trainer.command_line.presets import Folders
+from trainer.command_line.selection import EXPERIMENT, PRIMARY, Schemas, Selection, check_files, schema_of, select
+from trainer.command_line.suggest import did_you_mean, nearest
 from trainer.schema import leaf_problems, leaves
-from trainer.selection import EXPERIMENT, PRIMARY, Schemas, Selection, check_files, schema_of, select
-from trainer.suggest import did_you_mean, nearest
 
 
 def compose(

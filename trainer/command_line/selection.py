@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from trainer.overrides import Findings, set_value, unknown_option
-from trainer.presets import ConfigFile, Folders, is_null, read
+from trainer.command_line.overrides import Findings, set_value, unknown_option
+from trainer.command_line.presets import ConfigFile, Folders, is_null, read
+from trainer.command_line.suggest import did_you_mean, nearest, nearest_key
 from trainer.schema import Leaf, leaves
-from trainer.suggest import did_you_mean, nearest, nearest_key
 
 PRIMARY = "train"
 EXPERIMENT = "experiment"

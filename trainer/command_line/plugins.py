@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
-from trainer.suggest import did_you_mean, nearest
+from trainer.command_line.suggest import did_you_mean, nearest
 
 if TYPE_CHECKING:
-    from trainer.overrides import Findings
+    from trainer.command_line.overrides import Findings
 
 ENTRY_POINTS = "isotrain.plugins"
 

@@ -9,8 +9,8 @@ import torch
 
 from trainer.callbacks.summary import counted
 from trainer.data.loader import deal
-from trainer.job import Job
-from trainer.passport import version
+from trainer.session.job import Job
+from trainer.session.passport import version
 from trainer.trainer import Outcome, Plan
 
 

@@ -7,11 +7,11 @@ from typing import TypeVar, cast
 
 from omegaconf import OmegaConf
 
-from trainer.compose import check_values
+from trainer.command_line.compose import check_values
+from trainer.command_line.overrides import Findings, apply, malformed, parse
+from trainer.command_line.selection import Selection
 from trainer.errors import Refused
-from trainer.overrides import Findings, apply, malformed, parse
 from trainer.schema import leaves
-from trainer.selection import Selection
 
 Settings = TypeVar("Settings")
 

@@ -16,7 +16,7 @@ _CHOICE = re.compile(r"^(override\s+)?/?(?P<group>\w+)$")
 
 def config_folder() -> Path:
     """The folder of the shipped presets: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     packaged = package / "configs"
     return packaged if packaged.is_dir() else package.parent / "configs"
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from trainer.command_line.overrides import Findings
+from trainer.command_line.presets import Folders
+from trainer.command_line.selection import EXPERIMENT, Schemas, Selection, chain, check_files, schema_of, select
+from trainer.command_line.suggest import did_you_mean, nearest
 from trainer.errors import Refused
-from trainer.overrides import Findings
-from trainer.presets import Folders
 from trainer.schema import Leaf, leaves
-from trainer.selection import EXPERIMENT, Schemas, Selection, chain, check_files, schema_of, select
-from trainer.suggest import did_you_mean, nearest
 
 WIDTH = 100
 

@@ -11,8 +11,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trainer.command_line.suggest import did_you_mean, nearest, nearest_key
 from trainer.schema import Leaf
-from trainer.suggest import did_you_mean, nearest, nearest_key
 
 _OVERRIDE = re.compile(r"(?P<prefix>\+\+|\+|)(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
 _WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
