@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -121,7 +122,11 @@ def _of_another_option(
 def _hydra(folders: Folders, root: type, schemas: Schemas, typed: Mapping[str, str]) -> DictConfig:
     """Composes with Hydra; its run directory, chdir and logging belong to hydra.main, which is not used."""
     store = ConfigStore.instance()
-    store.store(name="root", group="schema", node=root, package="_global_")
+    blank = OmegaConf.structured(root)
+    for field in fields(root):
+        if field.type in (Any, "Any"):  # with a default there, OmegaConf would only let its subclasses in
+            blank[field.name] = MISSING
+    store.store(name="root", group="schema", node=blank, package="_global_")
     for group, named in schemas.items():
         for name, cls in named.items():
             store.store(name=name, group=f"schema/{group}", node=cls)
