@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from trainer.errors import Refused
 from trainer.model.skeleton import Skeleton
+from trainer.model.weights import FromSafetensors
 from trainer.types import Vocabulary
 
 
@@ -31,11 +31,18 @@ def model_problems(skeleton: Skeleton, vocabulary: Vocabulary, sequence_length: 
         )
     elif not same_tokenizer:
         problems.append(
-            f"data.tokenizer.path is not the tokenizer that model.path={_name(skeleton.source)} was trained with: its ids mean other text there. "
+            f"data.tokenizer.path is not the tokenizer that model.path={skeleton.source} was trained with: its ids mean other text there. "
             "Leave data.tokenizer.path unset to use the model's own."
         )
-    return problems
+    return problems + _weight_problems(skeleton)
 
 
-def _name(source: Path | None) -> str:
-    return str(source) if source else ""
+def _weight_problems(skeleton: Skeleton) -> list[str]:
+    """What the pretrained folder lacks; only headers are read."""
+    if skeleton.source is None:
+        return []
+    try:
+        FromSafetensors(skeleton, seed=0)
+    except Refused as refused:
+        return refused.problems
+    return []

@@ -7,11 +7,13 @@ vocabulary-parallel form can take this one's place without anybody else noticing
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from trainer.model.attention import attends_fully, told_of_packing
 
 IGNORE = -100
 
@@ -64,11 +66,18 @@ class Scorer(nn.Module):
         self.model = model
         self._head = [head]  # in a list: it is registered inside the model already
         self._compute_dtype = compute_dtype
+        self._told = attends_fully(model.config)
 
     def forward(self, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-        """Negative log-likelihoods (B, L) in fp32."""
-        with scoring(self._head[0], labels):
+        """Negative log-likelihoods (B, L) in fp32.
+
+        Args:
+            inputs: of the model; with ``position_ids`` only where rows hold more than one document.
+            labels: int64 (B, L), -100 where there is no target.
+        """
+        telling = told_of_packing(self.model.config, inputs) if self._told else nullcontext(inputs)
+        with scoring(self._head[0], labels), telling as told:
             if self._compute_dtype is None:
-                return self.model(**inputs, use_cache=False).logits
+                return self.model(**told, use_cache=False).logits
             cast = {name: parameter.to(self._compute_dtype) for name, parameter in self.model.named_parameters()}
-            return torch.func.functional_call(self.model, cast, (), {**inputs, "use_cache": False}).logits
+            return torch.func.functional_call(self.model, cast, (), {**told, "use_cache": False}).logits

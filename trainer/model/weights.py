@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from transformers import PreTrainedModel
 from trainer.errors import Refused
 from trainer.model.names import aliases
 from trainer.model.skeleton import Skeleton
+
+_READ = ("F64", "F32", "F16", "BF16")
 
 
 class FromSeed:
@@ -67,7 +70,7 @@ class FromSafetensors:
         seed: for what the folder cannot hold: buffers that are computed, not stored.
 
     Raises:
-        Refused: a parameter is missing from the folder or has another shape there.
+        Refused: a parameter is missing from the folder, or has another shape or a quantized type there; the first five.
     """
 
     def __init__(self, skeleton: Skeleton, seed: int):
@@ -77,7 +80,8 @@ class FromSafetensors:
         self._prefix = skeleton.model.base_model_prefix + "."
         self._aliases = aliases(skeleton.model)
         self._parameters = {name for name, _ in skeleton.model.named_parameters()}
-        self._check(skeleton)
+        if problems := list(islice(self._problems(skeleton), 5)):
+            raise Refused(problems)
 
     def fill(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
         """The fp32 CPU value, or its slice, of the parameter or buffer ``name``."""
@@ -94,21 +98,20 @@ class FromSafetensors:
         names = [name, name.removeprefix(self._prefix), *(alias for alias, owner in self._aliases.items() if owner == name)]
         return next((candidate for candidate in names if candidate in self._files), None)
 
-    def _check(self, skeleton: Skeleton) -> None:
-        problems = []
+    def _problems(self, skeleton: Skeleton) -> Iterator[str]:
         for name, parameter in skeleton.model.named_parameters():
             stored = self._stored(name)
             if stored is None:
-                problems.append(f"model.path={skeleton.source}: its safetensors hold no '{name}'.")
+                yield f"model.path={skeleton.source}: its safetensors hold no '{name}'."
                 continue
             with safe_open(self._files[stored], framework="pt") as file:
-                shape = tuple(file.get_slice(stored).get_shape())
-            if shape != tuple(parameter.shape):
-                problems.append(
-                    f"model.path={skeleton.source}: '{stored}' is {shape} there, but its config.json asks for {tuple(parameter.shape)}."
-                )
-        if problems:
-            raise Refused(problems[:5])
+                view = file.get_slice(stored)
+            if tuple(view.get_shape()) != tuple(parameter.shape):
+                asked = tuple(parameter.shape)
+                yield f"model.path={skeleton.source}: '{stored}' is {tuple(view.get_shape())} there, but its config.json asks for {asked}."
+            elif view.get_dtype() not in _READ:
+                kinds = ", ".join(_READ)
+                yield f"model.path={skeleton.source}: '{stored}' is {view.get_dtype()} there; weights of {kinds} can be trained on, quantized ones not."
 
 
 def named_seed(seed: int, *names: str | int) -> int:
@@ -147,7 +150,7 @@ def _locate(folder: Path) -> dict[str, Path]:
         for path in files:
             with safe_open(path, framework="pt") as opened:
                 located.update(dict.fromkeys(opened.keys(), path))
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise Refused(f"model.path={folder}: its safetensors cannot be read: {error}") from error
     if not located:
         raise Refused(
