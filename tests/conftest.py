@@ -49,4 +49,5 @@ def tiny(tiny_data) -> list[str]:
         "checkpoint.every=null",
         "sample.max_new_tokens=4",
         "run.quiet=true",
+        "run.device=cpu",
     ]

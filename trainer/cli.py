@@ -12,7 +12,9 @@ from typing import Any, NoReturn
 
 from trainer.command_line.suggest import did_you_mean, nearest
 from trainer.distributed.launch import Launch, read_launch
-from trainer.errors import Refused, StorageFailed, TrainingFailed
+from trainer.distributed.lifetime import die_with_torchrun
+from trainer.distributed.stop import listen
+from trainer.errors import Failure, Refused
 
 COMMANDS = {
     "train": "train, or go on with, one run",
@@ -29,13 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     launch = Launch()
     try:
+        die_with_torchrun(os.environ)
         launch = read_launch(os.environ)
         return _run(arguments, launch)
     except Refused as refused:
-        report(_refusal(refused), launch)
+        report(_refusal(refused), launch, refused.speaker)
         return refused.code
-    except (TrainingFailed, StorageFailed) as failure:
-        report(f"isotrain: {failure}\n", launch)
+    except Failure as failure:
+        report(f"isotrain: {failure}\n", launch, failure.speaker)
         return failure.code
 
 
@@ -76,9 +79,10 @@ def _with_config(command: str, flags: argparse.Namespace, overrides: list[str], 
         from trainer.commands import prepare
 
         return prepare.run(config)
+    signals = listen(launch)
     from trainer.run import train
 
-    return train(config, launch)
+    return train(config, launch, signals)
 
 
 def _with_settings(command: str, flags: argparse.Namespace, overrides: list[str], launch: Launch) -> int:
@@ -118,7 +122,10 @@ def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def _say(text: str, launch: Launch) -> int:
     """Prints an answer once per machine."""
     if launch.local_rank == 0:
-        print(text.rstrip("\n"))
+        try:
+            print(text.rstrip("\n"), flush=True)
+        except BrokenPipeError:  # the reader, head or less, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -137,13 +144,16 @@ def _refusal(refused: Refused) -> str:
     return "\n".join([*lines, *(f"  - {problem}" for problem in refused.problems), "Nothing was started.", ""])
 
 
-def report(text: str, launch: Launch) -> None:
-    """Prints a report once per machine: local rank 0 at once; another rank only if the launcher has not ended it after ``PATIENCE``.
+def report(text: str, launch: Launch, speaker: bool | None = None) -> None:
+    """Prints a report once: the rank that all have agreed on, or, before they have met, local rank 0 of each machine.
 
-    A rank that is still alive then has a problem that local rank 0 has not, so it prints too, naming itself.
+    Another rank then prints only if the launcher has not ended it after ``PATIENCE``: it has a problem that local rank 0 has not, so it
+    prints too, naming itself.
     """
+    if speaker is False:
+        return
     local_rank = launch.local_rank if launch.launched else _claimed_local_rank()
-    if local_rank:
+    if local_rank and speaker is None:
         time.sleep(PATIENCE)
         text = f"rank {os.environ.get('RANK', '?')} (local rank {local_rank}): {text}"
     sys.stderr.write(text)

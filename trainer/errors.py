@@ -12,7 +12,19 @@ STOPPED = 4
 STORAGE = 8
 
 
-class Refused(ValueError):
+class Failure(Exception):
+    """What ends a run.
+
+    Attributes:
+        code: exit code.
+        speaker: whether this rank tells the user; None: not agreed with the others.
+    """
+
+    code: int
+    speaker: bool | None = None
+
+
+class Refused(Failure, ValueError):
     """The configuration, the data or the surroundings cannot work; nothing has been changed. Exit code 2.
 
     Args:
@@ -26,13 +38,13 @@ class Refused(ValueError):
         super().__init__("\n".join(self.problems))
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(Failure, RuntimeError):
     """Training began and cannot go on (non-finite update, lost rank). Exit code 3."""
 
     code = FAILED
 
 
-class StorageFailed(RuntimeError):
+class StorageFailed(Failure, RuntimeError):
     """A checkpoint cannot be written, or none that exists can be trusted. Exit code 8."""
 
     code = STORAGE

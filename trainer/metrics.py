@@ -18,23 +18,30 @@ class MetricsFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self._stream = path.open("ab")
+        self._stream = path.open("ab", buffering=0)
+        self._waiting = bytearray()
 
     @property
     def bytes(self) -> int:
         """The file's length, that of everything appended so far; a checkpoint keeps it for ``cut_back``."""
-        return self._stream.tell()
+        return self._stream.tell() + len(self._waiting)
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds one line; it is in the file after ``sync`` at the latest."""
         nonfinite: dict[str, str] = {}
         finite = _finite(record, "", nonfinite)
         line = {**finite, "nonfinite": nonfinite} if nonfinite else finite
-        self._stream.write((json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        self._waiting += (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
     def flush(self) -> None:
-        """Hands everything appended to the operating system, so that others can read it."""
-        self._stream.flush()
+        """Hands everything appended to the operating system, so that others can read it.
+
+        Raises:
+            OSError: the disk is full ...
+        """
+        while self._waiting:
+            written = self._stream.write(self._waiting)
+            del self._waiting[: written or 0]
 
     def sync(self) -> None:
         """Makes everything appended durable.
@@ -42,7 +49,7 @@ class MetricsFile:
         Raises:
             OSError: the disk is full ...
         """
-        self._stream.flush()
+        self.flush()
         os.fsync(self._stream.fileno())
 
     def cut_back(self, to_bytes: int) -> str | None:
@@ -57,7 +64,7 @@ class MetricsFile:
         Returns:
             A sentence to show if the file is not what it was; else None.
         """
-        self._stream.flush()
+        self.flush()
         with self.path.open("rb") as stream:
             head = stream.read(to_bytes)
         kept = head.rfind(b"\n") + 1
@@ -68,7 +75,8 @@ class MetricsFile:
         return f"{self.path} does not hold all that it held at the checkpoint (byte {to_bytes}; complete lines end at byte {kept}): some steps are missing from it."
 
     def close(self) -> None:
-        """Writes out what is buffered and closes the file."""
+        """Writes out what is waiting and closes the file."""
+        self.flush()
         self._stream.close()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from trainer.callbacks.console import PlainLines, ProgressBar
 from trainer.callbacks.jsonl import JsonLines
 from trainer.callbacks.summary import print_facts, print_sample
 from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.command_line.plugins import versions
 from trainer.config import Config, to_yaml
 from trainer.data.loader import StepLoader, held_out_batches
 from trainer.data.order import SampleOrder
@@ -20,22 +21,23 @@ from trainer.data.prepare import prepare
 from trainer.data.tokenizer import same_vocabulary
 from trainer.distributed.agreement import Agreement
 from trainer.distributed.launch import Launch
-from trainer.distributed.lifetime import die_with_parent
+from trainer.distributed.lifetime import Member
 from trainer.distributed.log import LOGGER, log_to
 from trainer.distributed.mesh import build_mesh
 from trainer.distributed.process_group import choose_device, start_process_group
-from trainer.distributed.stop import StopRequest
+from trainer.distributed.stop import Signals, StopRequest, listen
 from trainer.errors import DONE, STOPPED, Refused
 from trainer.metrics import MetricsFile
 from trainer.model.gate import model_problems
 from trainer.model.generation import generate_text
 from trainer.model.skeleton import build_skeleton, pretrained_folder
 from trainer.model.weights import FromSafetensors, FromSeed, named_seed
+from trainer.objective.additive import objective_problems
 from trainer.optimizer.adamw import build_adamw
 from trainer.optimizer.schedule import lr_scale
 from trainer.protocols import Callback, Engine, EngineJob
 from trainer.run_directory import RunDirectory, fresh
-from trainer.session.ending import recorded_exit
+from trainer.session.ending import Ending, recorded_exit
 from trainer.session.facts import closing_facts, opening_facts
 from trainer.session.identity import identity, require_same
 from trainer.session.job import Job
@@ -45,8 +47,13 @@ from trainer.trainer import Outcome, Plan, Trainer
 from trainer.types import RunState
 
 
-def train(config: Config, launch: Launch) -> int:
+def train(config: Config, launch: Launch, signals: Signals | None = None) -> int:
     """Runs one session of training.
+
+    Args:
+        config: checked.
+        launch: who this process is.
+        signals: what the command line has listened with from the start; None: listening begins here.
 
     Returns:
         The exit code: 0 done, 4 stopped on request after saving.
@@ -54,26 +61,27 @@ def train(config: Config, launch: Launch) -> int:
     Raises:
         Refused, TrainingFailed, StorageFailed: already written to ``exit.json``; printing them is the caller's.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent(os.getppid())  # torchrun's workers outlive it otherwise
+    signals = signals or listen(launch)
     source = pretrained_folder(config.model)
     corpus = prepare(config.data, str(source) if source else None, config.run.quiet)
     skeleton = build_skeleton(config.model, corpus.vocabulary, source)
     same = source is None or same_vocabulary(corpus.tokenizer_folder, source)
-    if problems := model_problems(skeleton, corpus.vocabulary, config.data.sequence_length, same):
+    problems = model_problems(skeleton, corpus.vocabulary, config.data.sequence_length, same)
+    problems += objective_problems(config.objective, corpus.rows("train"))
+    if problems:
         raise Refused(problems)
     device = choose_device(config.run.device, launch)
     job = Job(config, launch, corpus, skeleton, device, Console(quiet=launch.rank > 0))
     directory = _open_directory(config) if launch.rank == 0 else None
-    with recorded_exit(directory, launch) as exit_record:
-        store = start_process_group(launch, device, config.run.timeout)
-        exit_record.store = store
-        agreement = Agreement(store, launch.rank, launch.world_size)
+    with recorded_exit(launch, directory, signals) as ending:
+        ending.store = start_process_group(launch, device, config.run.timeout)
+        agreement = Agreement(ending.store, launch.rank, launch.world_size)
         path = agreement.from_first(str(directory.path) if directory else None)
-        directory = directory or RunDirectory(path)
+        ending.directory = directory = directory or RunDirectory(path)
         log_to(directory.log(launch.rank), launch.rank)
-        exit_record.code, exit_record.sentence = _session(job, directory, agreement)
-    return exit_record.code
+        ending.members = [Member(**member) for member in agreement.gather(asdict(Member.here(launch.rank)))]
+        ending.code, ending.sentence = _session(job, directory, agreement, ending)
+    return ending.code
 
 
 def _open_directory(config: Config) -> RunDirectory:
@@ -83,11 +91,11 @@ def _open_directory(config: Config) -> RunDirectory:
     return directory
 
 
-def _session(job: Job, directory: RunDirectory, agreement: Agreement) -> tuple[int, str]:
+def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: Ending) -> tuple[int, str]:
     """Everything between meeting and parting; returns the exit code and sentence."""
     config, launch = job.config, job.launch
-    stop = StopRequest(agreement.store)
-    stop.listen()
+    stop = StopRequest(agreement.store, ending.without_saving)
+    ending.hand_signals_to(stop)
     checkpointer = Checkpointer(directory.checkpoints, agreement, config.checkpoint.keep, lambda folder: _describe(job, folder), job.say)
     found = checkpointer.find(config.checkpoint.resume)
     same = identity(config, job.skeleton.model.config, job.corpus.fingerprint)
@@ -121,11 +129,12 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement) -> tuple[i
             callback.on_save(step, str(folder))
 
     trainer = _build_trainer(job, engine, plan, stop, callbacks, save)
-    try:
-        outcome = trainer.fit(state.step, state.tokens_seen)
-    finally:
+    if reason := next(filter(None, agreement.gather(stop.reason)), None):
+        return _stopped_before(job, reason, state.step)
+    with ExitStack() as last_words:  # all of them, even if one fails
         for callback in callbacks:
-            callback.on_end()
+            last_words.callback(callback.on_end)
+        outcome = trainer.fit(state.step, state.tokens_seen)
     return _close(job, directory, engine, plan, outcome, state.tokens_seen)
 
 
@@ -209,7 +218,7 @@ def _passport(job: Job, engine: Engine, same: dict[str, Any]) -> dict[str, Any]:
         "dtypes": engine.dtypes(),
         "parameters": job.skeleton.num_parameters,
         "identity": same,
-        "plugins": job.config.plugins,
+        "plugins": versions(job.config.plugins),
     }
 
 
@@ -220,15 +229,21 @@ def _nothing_left(job: Job, directory: RunDirectory, state: RunState, plan: Plan
     return DONE, sentence
 
 
+def _stopped_before(job: Job, reason: str, done: int) -> tuple[int, str]:
+    sentence = f"Stopped by {reason} before step {done + 1}; nothing is lost. Run the same command again to go on."
+    job.say(sentence)
+    return STOPPED, sentence
+
+
 def _close(job: Job, directory: RunDirectory, engine: Engine, plan: Plan, outcome: Outcome, tokens_before: int) -> tuple[int, str]:
     """The last words of a session; every rank takes part in generating, since weights may be sharded."""
-    if outcome.stopped_by:
+    if outcome.stopped_by and outcome.step < plan.stop_after:
         sentence = f"Stopped by {outcome.stopped_by} after step {outcome.step} of {plan.steps}, with a checkpoint. Run the same command again to go on."
         job.say(sentence)
         engine.close()
         return STOPPED, sentence
     finished = outcome.step >= plan.steps
-    sample = _sample(job, engine) if finished else None
+    sample = _sample(job, engine) if finished and not outcome.stopped_by else None  # who asked to stop is in a hurry
     print_facts(
         job.console,
         "done" if finished else f"stopped at train.stop_after={plan.stop_after}",
@@ -246,4 +261,7 @@ def _sample(job: Job, engine: Engine) -> str:
     tokenizer = AutoTokenizer.from_pretrained(job.corpus.tokenizer_folder)
     with engine.inference() as (model, arguments):
         seed = named_seed(job.config.train.seed, "sample")
-        return generate_text(model, tokenizer, **vars(job.config.sample), seed=seed, device=job.device, **arguments)[0]
+        try:
+            return generate_text(model, tokenizer, **vars(job.config.sample), seed=seed, device=job.device, **arguments)[0]
+        except Refused as refused:  # training is over and saved, and must not seem to have failed because its sample has no room
+            return str(refused)

@@ -118,6 +118,19 @@ class RunDirectory:
         with contextlib.suppress(OSError):
             write_atomically(self.path / "exit.json", _json({"code": code, "sentence": sentence}))
 
+    def claim_exit(self, code: int, sentence: str) -> tuple[int, str] | None:
+        """Writes how the run ended unless another rank has, and then returns what that one wrote; for ranks that cannot talk any more."""
+        path = self.path / "exit.json"
+        with contextlib.suppress(OSError, ValueError, KeyError), tempfile.NamedTemporaryFile(dir=self.path, prefix=".exit-") as draft:
+            draft.write(_json({"code": code, "sentence": sentence}))
+            draft.flush()
+            try:
+                os.link(draft.name, path)  # it appears whole, and for one of them only
+            except FileExistsError:
+                first = json.loads(path.read_text(encoding="utf-8"))
+                return first["code"], first["sentence"]
+        return None
+
 
 def _acquire(stream: BinaryIO, patience: float) -> bool:
     deadline = time.monotonic() + patience

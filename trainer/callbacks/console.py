@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import chain
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -10,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trainer.types import Evaluation, StepRecord
 
 SECONDS_BETWEEN_LINES = 5.0
+NARROWEST_FOR_ALL = 72
+"""Columns of a terminal below which a bar would push numbers out of sight."""
 
 
 class ProgressBar:
@@ -22,18 +25,15 @@ class ProgressBar:
     """
 
     def __init__(self, console: Console, steps: int, done: int):
-        self._progress = Progress(
-            TextColumn("[bold]step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
-            TextColumn("loss [bold]{task.fields[loss]}[/]  {task.fields[speed]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            expand=True,
-            speed_estimate_period=60,
+        wide = console.width >= NARROWEST_FOR_ALL
+        columns = (
+            (TextColumn("[bold]step"), MofNCompleteColumn()),
+            (BarColumn(bar_width=None),) if wide else (),
+            (TextColumn("loss [bold]{task.fields[loss]}[/]" + ("  {task.fields[speed]}" if wide else "")),),
+            (TimeElapsedColumn(),) if wide else (),
+            (TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False)),
         )
+        self._progress = Progress(*chain.from_iterable(columns), console=console, expand=wide, speed_estimate_period=60)
         self._task = self._progress.add_task("train", total=steps, completed=done, loss="…", speed="")
         self._progress.start()
 

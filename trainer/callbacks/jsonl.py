@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from trainer.metrics import MetricsFile
 from trainer.types import Evaluation, StepRecord
 
@@ -21,7 +19,7 @@ class JsonLines:
     def on_log(self, records: list[StepRecord]) -> None:
         """Appends the steps."""
         for record in records:
-            self._file.append({"kind": "train", **asdict(record)})
+            self._file.append({"kind": "train", **vars(record)})
         self._file.flush()
 
     def on_evaluate(self, evaluation: Evaluation) -> None:

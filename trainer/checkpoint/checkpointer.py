@@ -16,7 +16,7 @@ from trainer.checkpoint import commit, storage, verify
 from trainer.checkpoint.files import remove, write_atomically
 from trainer.checkpoint.manifest import Entry
 from trainer.distributed.agreement import Agreement
-from trainer.distributed.sharding import local_part
+from trainer.distributed.sharding import local_part, num_copies
 from trainer.errors import Refused, StorageFailed
 from trainer.state.storage import write_state
 from trainer.types import RunState
@@ -52,7 +52,8 @@ class Checkpointer:
             StorageFailed: on every rank, when any rank could not write.
         """
         step, rank = run_state.step, self._agreement.rank
-        needed = sum(self._agreement.gather(sum(local_part(tensor).nbytes for tensor in state.values())))
+        ranks = self._agreement.world_size
+        needed = round(sum(self._agreement.gather(sum(local_part(tensor).nbytes / num_copies(tensor, ranks) for tensor in state.values()))))
         partial = self._checkpoints / f"step-{step}{commit.PARTIAL}"
 
         def begin() -> None:

@@ -17,6 +17,7 @@ _CAUSES = {
     errno.EROFS: ("the file system is mounted read-only", "Have it mounted writable or point run.dir at another disk"),
     errno.EACCES: ("permission is denied", "Give this user write permission there or point run.dir at another folder"),
     errno.EPERM: ("the operation is not permitted", "Give this user write permission there or point run.dir at another folder"),
+    errno.EIO: ("the disk reports an input/output error", "Have the disk looked at (dmesg tells) or point run.dir at another one"),
     errno.EFBIG: (
         "the file would exceed the largest allowed size",
         "Raise the limit (ulimit -f unlimited) or point run.dir at another disk",
@@ -72,6 +73,28 @@ def explain(error: BaseException, folder: Path, step: int, previous: int | None,
     return StorageFailed(
         f"Checkpoint step-{step} could not be written to {folder}: {cause}{room}. {intact} {advice}, then run the same command again: {onward}."
     )
+
+
+def explain_write(error: BaseException, folder: Path) -> StorageFailed | None:
+    """What it means to the user when something beside a checkpoint could not be written; None if ``error`` is something else.
+
+    Args:
+        error: what was raised.
+        folder: ``run.dir``. Missing permissions are its matter only if the file that lacks them lies in it.
+    """
+    for link in _links(error):
+        if not isinstance(link, OSError) or link.errno not in _CAUSES:
+            continue
+        inside = link.filename is not None and Path(str(link.filename)).is_relative_to(folder)
+        if link.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not inside:
+            continue
+        cause, advice = _CAUSES[link.errno]
+        room = f" ({decimal(free_bytes(folder))} free)" if link.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return StorageFailed(
+            f"{link.filename if inside else folder} could not be written: {cause}{room}. The newest checkpoint is intact. {advice}, "
+            "then run the same command again."
+        )
+    return None
 
 
 def _links(error: BaseException) -> Iterator[BaseException]:

@@ -54,7 +54,7 @@ def choose(checkpoints: Path, check: Callable[[Path], list[str]]) -> tuple[Path 
     raise StorageFailed(
         f"Nothing was started, because no checkpoint in {checkpoints} can be trusted.\n"
         + "\n".join(f"  {sentence}" for sentence in skipped)
-        + "\nRestore one of these folders from a backup, set checkpoint.resume to a good checkpoint folder, or start anew with another run.dir."
+        + "\nRestore one of these folders from a backup, or choose another run.dir: it starts anew, or from checkpoint.resume=FOLDER."
     )
 
 

@@ -21,18 +21,18 @@ def local_squared_norm(parameters: Iterable[nn.Parameter], world_size: int, devi
     Returns:
         A float64 scalar on ``device``.
     """
-    by_copies: dict[int, list[Tensor]] = defaultdict(list)
+    groups: dict[tuple[int, torch.device], list[Tensor]] = defaultdict(list)
     for parameter in parameters:
         gradient = parameter.grad
         if gradient is None:
             continue
         assert not (isinstance(gradient, DTensor) and any(p.is_partial() for p in gradient.placements)), "a gradient is not reduced yet"
-        by_copies[num_copies(gradient, world_size)].append(local_part(gradient))
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for copies, gradients in by_copies.items():
-        norm = torch.nn.utils.get_total_norm(gradients).to(device, torch.float64)
-        total += norm.square() / copies
-    return total
+        groups[num_copies(gradient, world_size), gradient.device].append(local_part(gradient))
+    shares = []
+    for (copies, _), gradients in groups.items():
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)), dtype=torch.float64)
+        shares.append(norm.to(device).square() / copies)
+    return torch.stack(shares).sum() if shares else torch.zeros((), dtype=torch.float64, device=device)
 
 
 @torch.no_grad()

@@ -8,9 +8,14 @@ from pathlib import Path
 LOGGER = logging.getLogger("isotrain")
 
 
+class _FileHandler(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: a full disk is told where it matters, not as a traceback in between."""
+
+
 def log_to(path: Path, rank: int) -> None:
     """Sends this rank's log to ``path``, appending; resumed runs go on in the same file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s"))
     for old in list(LOGGER.handlers):
         LOGGER.removeHandler(old)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
@@ -27,4 +27,4 @@ def num_copies(tensor: Tensor, world_size: int) -> int:
     if not isinstance(tensor, DTensor):
         return world_size
     sizes = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
-    return world_size // math.prod(size for placement, size in sizes if isinstance(placement, Shard))
+    return world_size // math.prod(size for placement, size in sizes if not placement.is_replicate())  # strided shards are no Shard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import torch
@@ -61,6 +62,6 @@ def closing_facts(folder: Path, outcome: Outcome, plan: Plan, tokens_before: int
     if outcome.step < plan.steps:
         facts["go on"] = "run the same command again without train.stop_after"
     else:
-        facts["generate"] = f"isotrain generate checkpoint={folder} prompt='def '"
-        facts["export"] = f"isotrain export checkpoint={folder} to={folder / 'model'}"
+        facts["generate"] = f"isotrain generate checkpoint={quote(str(folder))} prompt='def '"
+        facts["export"] = f"isotrain export checkpoint={quote(str(folder))} to={quote(str(folder / 'model'))}"
     return facts

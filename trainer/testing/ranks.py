@@ -13,6 +13,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -79,6 +80,11 @@ class Ranks:
         return [process.pid for process, _ in self._ranks]
 
     @property
+    def exit_codes(self) -> list[int | None]:
+        """In rank order: None while a rank runs, -9 for one that was killed; to be asked before ``kill``."""
+        return [process.exitcode for process, _ in self._ranks]
+
+    @property
     def running(self) -> bool:
         """Whether any rank has not ended yet."""
         return any(process.is_alive() for process, _ in self._ranks)
@@ -87,7 +93,8 @@ class Ranks:
         """Sends a signal to one rank, or to all."""
         for process, _ in self._ranks if rank is None else [self._ranks[rank]]:
             if process.is_alive():
-                os.kill(process.pid, number)
+                with suppress(ProcessLookupError):  # its server has seen it end before we have
+                    os.kill(process.pid, number)
 
     def kill(self) -> None:
         """Kills what still runs and waits until nothing does."""
@@ -140,6 +147,9 @@ def _rank_main(
     torch.set_num_threads(1)
     try:
         sender.send((True, function(*arguments)))
+    except SystemExit as ending:
+        sender.send((False, f"left with exit code {ending.code}"))
+        raise
     except BaseException:
         sender.send((False, traceback.format_exc()))
     finally:
