@@ -10,6 +10,7 @@ MAKEFLAGS += --no-print-directory
 
 READY := .venv/.ready
 PYTEST := .venv/bin/python -m pytest
+BENCHMARKS := loader overhead startup default_run
 # More threads than cores per rank slow small CPU jobs down many times over.
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -34,10 +35,11 @@ soak: $(READY) ## hundreds of random kills
 	$(PYTEST) -m soak $(ARGS)
 
 bench: $(READY) ## every benchmark that needs no GPU; results under benchmarks/results
-	@for benchmark in benchmarks/*.py; do
+	@for benchmark in $(BENCHMARKS); do
 	    echo "== $$benchmark"
-	    .venv/bin/python "$$benchmark"
+	    .venv/bin/python "benchmarks/$$benchmark.py"
 	done
+	.venv/bin/python benchmarks/table.py
 
 lint: $(READY) ## ruff check, ruff format --check, mypy
 	.venv/bin/ruff check .

@@ -7,19 +7,18 @@ Prints the numbers and writes benchmarks/results/loader.json. Needs no GPU; clos
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from machine import machine
 
 from trainer.data.config import PythonStdlib
 from trainer.data.loader import StepLoader
@@ -29,6 +28,7 @@ from trainer.objective.causal_lm import CausalLM
 
 SHAPES = ((16, 16, 1024), (64, 16, 1024), (16, 4, 128), (16, 4, 256))
 DISTANT_STEP = 1_000_000
+TARGET_TOKENS_PER_SECOND, TARGET_SEEK_SECONDS = 50e6, 0.1
 
 
 def repeat(measure: Callable[[], float], repeats: int) -> dict[str, float]:
@@ -80,13 +80,9 @@ def main() -> None:
     corpus = prepare(PythonStdlib(cache_dir=options.cache_dir))
     results = {
         "what": "micro-batches from the prepared cache on one core, no workers",
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "system": platform.system(),
-            "load": os.getloadavg()[0],
-        },
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("numpy", "torch", "tokenizers")},
+        **machine("numpy", "torch", "tokenizers"),
+        "target_tokens_per_second_per_core": TARGET_TOKENS_PER_SECOND,
+        "target_seek_seconds": TARGET_SEEK_SECONDS,
         "corpus": corpus.counts["train"],
         "shapes": [measure(corpus, *shape, repeats=options.repeats) for shape in SHAPES],
     }

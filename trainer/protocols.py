@@ -117,6 +117,10 @@ class Strategy(Protocol):
         """The size of each mesh axis; raises ``Refused`` when they do not fit the world."""
         ...
 
+    def check(self, world_size: int | None, precision: str, objective: str | None, family: str | None) -> list[str]:
+        """What cannot work with these, one sentence each; None stands for what is not known yet. Torch-free: the static gate."""
+        ...
+
     def build(self, job: EngineJob) -> Engine:
         """Builds the engine on every rank."""
         ...

@@ -95,6 +95,21 @@ class Outcome:
     seconds: float
 
 
+@dataclass(frozen=True)
+class StepValues:
+    """What a step left on the device, to be read at the next log interval.
+
+    Attributes:
+        terms: of the loss, over the global batch.
+        counts: what divides them.
+        stats: what the optimizer did.
+    """
+
+    terms: LossTerms
+    counts: dict[str, Tensor]
+    stats: StepStats
+
+
 class Trainer:
     """Runs optimizer steps until the plan or a request ends them.
 
@@ -129,7 +144,7 @@ class Trainer:
         self._callbacks = callbacks
         self._save = save
         self._tokens_seen = 0
-        self._pending: list[tuple[int, np.ndarray, Tensor, StepStats]] = []
+        self._pending: list[tuple[int, np.ndarray, StepValues]] = []
         self._last: StepRecord | None = None
         self._evaluation: Evaluation | None = None
         self._interval_began = 0.0
@@ -142,12 +157,13 @@ class Trainer:
         """
         self._tokens_seen = tokens_seen
         began = self._interval_began = time.perf_counter()
-        step, reason = done, None
+        step, next_read, reason = done, done, None
         for step, ids, micro_batches in self._loader.steps(done + 1, self._plan.stop_after):
-            self._stop.propose(self._plan.next_read(step))
-            values, stats = self.train_step(step, micro_batches)
-            self._pending.append((step, ids, values, stats))
-            if not self._plan.reads(step):
+            if step > next_read:
+                next_read = self._plan.next_read(step)
+            self._stop.propose(next_read)
+            self._pending.append((step, ids, self.train_step(step, micro_batches)))
+            if step < next_read:
                 continue
             self._read()
             reason = self._stop.agreed(step)
@@ -160,16 +176,12 @@ class Trainer:
             self._interval_began = time.perf_counter()
         return Outcome(step, self._tokens_seen, reason, self._last, self._evaluation, time.perf_counter() - began)
 
-    def train_step(self, step: int, micro_batches: list[Batch]) -> tuple[Tensor, StepStats]:
-        """One optimizer step; reads nothing from the device.
-
-        Returns:
-            (2,) float64 on the device: the loss over the global batch and its number of targets; and what the optimizer did.
-        """
+    def train_step(self, step: int, micro_batches: list[Batch]) -> StepValues:
+        """One optimizer step; reads nothing from the device."""
         counts = self._count(micro_batches)
         terms = self._engine.forward_backward(step, micro_batches, counts)
         stats = self._engine.optimizer_step(StepPlan(step, self._plan.lr_scale(step), self._plan.max_norm))
-        return torch.stack([_value(terms, counts), counts["targets"].double()]), stats
+        return StepValues(terms, counts, stats)
 
     def evaluate(self, step: int) -> Evaluation | None:
         """The objective's metrics over the held-out split; None if there is none."""
@@ -202,11 +214,10 @@ class Trainer:
 
     def _read(self) -> None:
         """Brings the pending steps' values to the host at once, tells the callbacks, and minds the finite gate."""
-        rows = torch.stack(
-            [torch.cat([values, stats.grad_norm[None], stats.applied[None]]) for _, _, values, stats in self._pending]
-        ).tolist()
+        losses, counted, norms, applied = _columns([values for _, _, values in self._pending])
         seconds = time.perf_counter() - self._interval_began
-        targets = sum(int(row[1]) for row in rows)
+        targets = int(sum(counted))
+        peak_memory = _peak_memory(self._pending[-1][2].stats.grad_norm.device)
         records = [
             StepRecord(
                 step=step,
@@ -216,10 +227,10 @@ class Trainer:
                 num_targets=int(num_targets),
                 samples=samples_hash(ids),
                 tokens_per_second=targets / max(seconds, 1e-9),
-                peak_memory_bytes=_peak_memory(),
-                applied=bool(applied),
+                peak_memory_bytes=peak_memory,
+                applied=bool(was_applied),
             )
-            for (step, ids, _, _), (loss, num_targets, norm, applied) in zip(self._pending, rows, strict=True)
+            for (step, ids, _), loss, num_targets, norm, was_applied in zip(self._pending, losses, counted, norms, applied, strict=True)
         ]
         pending, self._pending = self._pending, []
         self._tokens_seen += targets
@@ -229,11 +240,11 @@ class Trainer:
         if self._plan.nonfinite == "stop":
             self._refuse_nonfinite(pending, records)
 
-    def _refuse_nonfinite(self, pending: list[tuple[int, np.ndarray, Tensor, StepStats]], records: list[StepRecord]) -> None:
-        for (step, ids, _, stats), record in zip(pending, records, strict=True):
+    def _refuse_nonfinite(self, pending: list[tuple[int, np.ndarray, StepValues]], records: list[StepRecord]) -> None:
+        for (step, ids, values), record in zip(pending, records, strict=True):
             if record.applied:
                 continue
-            bad = [rank for rank, flag in enumerate(stats.bad_ranks.tolist()) if flag]
+            bad = [rank for rank, flag in enumerate(values.stats.bad_ranks.tolist()) if flag]
             if bad:
                 shares = np.concatenate([deal(ids, rank, self._engine.data_size, ids.size)[0] for rank in bad])
                 where = f"the loss was not finite on data rank {', '.join(map(str, bad))}, samples {shares[shares >= 0].tolist()}"
@@ -245,14 +256,19 @@ class Trainer:
             )
 
 
-def _value(terms: LossTerms, counts: dict[str, Tensor]) -> Tensor:
-    total = sum(term.weight * term.sum / counts[term.count_key] for term in terms.values())
-    assert isinstance(total, Tensor)
-    return total
+def _columns(steps: list[StepValues]) -> list[list[float]]:
+    """Loss, number of targets, gradient norm and whether it was applied of each step: four lists, read from the device in one go."""
+    counts = {key: torch.stack([values.counts[key] for values in steps]).double() for key in steps[0].counts}
+    losses = torch.zeros_like(counts["targets"])
+    for name, term in steps[0].terms.items():
+        losses += term.weight * torch.stack([values.terms[name].sum for values in steps]) / counts[term.count_key]
+    norms = torch.stack([values.stats.grad_norm for values in steps])
+    applied = torch.stack([values.stats.applied for values in steps])
+    return torch.stack([losses, counts["targets"], norms, applied]).tolist()
 
 
-def _peak_memory() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -108,12 +108,17 @@ class StepStats:
     Attributes:
         grad_norm: scalar, the global 2-norm before clipping.
         applied: scalar bool; False where the norm was not finite and nothing was changed.
-        bad_ranks: (data_size,), 1 for each data rank whose own loss was not finite, else 0.
+        rank_losses: (data_size,), the sum of each data rank's own loss terms: tells on which rank a loss was not finite.
     """
 
     grad_norm: Tensor
     applied: Tensor
-    bad_ranks: Tensor
+    rank_losses: Tensor
+
+    @property
+    def bad_ranks(self) -> Tensor:
+        """(data_size,) bool: whose own loss was not finite."""
+        return ~self.rank_losses.isfinite()
 
 
 @dataclass(frozen=True)

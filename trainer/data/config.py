@@ -28,7 +28,7 @@ class Data:
     """What every corpus has."""
 
     sequence_length: int = setting(
-        256, "tokens per packed row", minimum=2, aliases=("max_length", "block_size", "seq_len", "max_seq_length", "context_length")
+        128, "tokens per packed row", minimum=2, aliases=("max_length", "block_size", "seq_len", "max_seq_length", "context_length")
     )
     validation_fraction: float = setting(
         0.01, "share of documents held out, chosen by content hash before packing; 0: none", minimum=0, below=1

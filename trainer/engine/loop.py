@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 
+from trainer.model.attention import drop_plain_positions
 from trainer.model.weights import named_seed
 from trainer.parallel.parallelize import Parallelized
 from trainer.protocols import Objective
@@ -31,6 +35,7 @@ class Loop:
         self._data_rank = data_rank
         self._data_size = data_size
         self._seed = seed
+        self._drops = _may_drop(parts.model)
 
     def run(self, step: int, micro_batches: list[Batch], counts: dict[str, Tensor]) -> LossTerms:
         """Adds the gradient of each term / its global count to every parameter.
@@ -38,29 +43,48 @@ class Loop:
         Returns:
             This rank's terms, summed over its micro-batches.
         """
-        sums: dict[str, list[Tensor]] = defaultdict(list)
-        terms: LossTerms = {}
+        # Ranks' gradients are averaged, but a sum over ranks is wanted: hence times the number of data ranks.
+        shares = {key: self._data_size / count for key, count in counts.items()}
+        totals: LossTerms = {}
         for number, batch in enumerate(micro_batches):
-            self._seed_dropout(step, number)
-            with self._parts.accumulating(number == len(micro_batches) - 1):
+            with self._dropout(step, number), self._parts.accumulating(number == len(micro_batches) - 1):
                 terms = self.terms(batch, self._parts.trained)
-                # Ranks' gradients are averaged, but a sum over ranks is wanted: hence times the number of data ranks.
-                loss = sum(term.weight * self._data_size * term.sum / counts[term.count_key] for term in terms.values())
-                assert isinstance(loss, Tensor)
-                loss.backward()
+                learned = [term for term in terms.values() if term.sum.requires_grad]
+                torch.autograd.backward([term.sum for term in learned], [term.weight * shares[term.count_key] for term in learned])
             for name, term in terms.items():
-                sums[name].append(term.sum.detach())
-        return {name: Term(torch.stack(sums[name]).sum(), term.count_key, term.weight) for name, term in terms.items()}
+                so_far = term.sum.detach() + totals[name].sum if name in totals else term.sum.detach()
+                totals[name] = Term(so_far, term.count_key, term.weight)
+        return totals
 
     def terms(self, batch: Batch, scorer: torch.nn.Module) -> LossTerms:
         """The objective's terms of one micro-batch."""
-        inputs = {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.inputs.items()}
+        inputs = {name: tensor.to(self._device, non_blocking=True) for name, tensor in drop_plain_positions(batch.inputs).items()}
         labels = batch.labels.to(self._device, non_blocking=True)
         return self._objective.loss(Scores(nll=scorer(inputs, labels)), Batch(inputs, labels, batch.counts))
 
-    def _seed_dropout(self, step: int, number: int) -> None:
-        """Dropout draws from (seed, step, data rank, micro-batch): nothing about it needs saving, and a rerun step repeats it."""
-        seed = named_seed(self._seed, "dropout", step, self._data_rank, number)
-        torch.default_generator.manual_seed(seed)
+    @contextmanager
+    def _dropout(self, step: int, number: int) -> Iterator[None]:
+        """Dropout draws from (seed, step, data rank, micro-batch): nothing about it needs saving, and a rerun step repeats it.
+
+        It can only draw from the global generators, which are not ours: they are put back.
+        """
+        if not self._drops:
+            yield
+            return
+        generators = [torch.default_generator]
         if self._device.type == "cuda":
-            torch.cuda.default_generators[self._device.index].manual_seed(seed)
+            generators.append(torch.cuda.default_generators[self._device.index])
+        states = [generator.get_state() for generator in generators]
+        for generator in generators:
+            generator.manual_seed(named_seed(self._seed, "dropout", step, self._data_rank, number))
+        try:
+            yield
+        finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+
+
+def _may_drop(model: Any) -> bool:
+    """Whether a transformers model draws random numbers in training: seeding for one that does not is time lost in every micro-batch."""
+    fields = model.config.to_dict().items()
+    return any("drop" in key and value for key, value in fields) or any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules())

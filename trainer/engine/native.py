@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,9 +40,9 @@ class NativeEngine:
         self._first_block = next(parts.model.get_submodule(job.skeleton.family.blocks).children())
         self._dtypes: dict[str, str] | None = None
         self._peak_rates = [group["lr"] for group in parts.optimizer.param_groups]
-        self._one_hot = torch.nn.functional.one_hot(torch.tensor(self.data_rank), self.data_size).to(job.device, torch.float64)
         self._squared_norm: Tensor | None = None
-        self._bad_ranks = torch.zeros_like(self._one_hot)
+        self._rank_losses = torch.zeros(self.data_size, dtype=torch.float64, device=job.device)
+        self._lower, self._higher = self._rank_losses[: self.data_rank], self._rank_losses[self.data_rank + 1 :]
         parts.model.train()
 
     def sum_over_data(self, values: Tensor) -> Tensor:
@@ -52,34 +53,37 @@ class NativeEngine:
         return summed
 
     def forward_backward(self, step: int, micro_batches: list[Batch], counts: dict[str, Tensor]) -> LossTerms:
-        """Accumulates the step's gradient; one packed all-reduce brings loss terms, norm and bad ranks together."""
+        """Accumulates the step's gradient; one packed all-reduce brings loss terms, norm and each rank's loss together."""
         if self._dtypes is None:
             with observe_dtypes(self._first_block, self._parts.optimizer) as self._dtypes:
                 local = self._loop.run(step, micro_batches, counts)
         else:
             local = self._loop.run(step, micro_batches, counts)
-        sums = torch.stack([term.sum for term in local.values()]).double()
-        bad = self._one_hot * (~torch.isfinite(sums).all())
+        sums = torch.stack([term.sum for term in local.values()])
         squared = local_squared_norm(self._parameters, self._world_size, self._device)
-        packed = self.sum_over_data(torch.cat([sums, squared[None], bad]))
-        totals, self._squared_norm, self._bad_ranks = packed[: len(local)], packed[len(local)], packed[len(local) + 1 :]
-        return {name: Term(totals[i], term.count_key, term.weight) for i, (name, term) in enumerate(local.items())}
+        # This rank's own loss between zeros for the other ranks: added up, each has its place. The norm makes all of it float64.
+        parts = [sums, squared[None], self._lower, sums.sum(0, keepdim=True), self._higher]
+        packed = self.sum_over_data(torch.cat(parts))
+        *totals, self._squared_norm = packed[: len(local) + 1].unbind()
+        self._rank_losses = packed[len(local) + 1 :]
+        return {name: Term(total, term.count_key, term.weight) for total, (name, term) in zip(totals, local.items(), strict=True)}
 
     def optimizer_step(self, plan: StepPlan) -> StepStats:
         """Clips and applies the gradient; the fused optimizer itself leaves everything untouched when the norm is not finite."""
         assert self._squared_norm is not None, "optimizer_step needs the gradient of a forward_backward"
         optimizer = self._parts.optimizer
         norm = self._squared_norm.sqrt()
-        finite = torch.isfinite(norm)
+        finite = norm < math.inf  # false for NaN too
         if plan.max_norm is not None:
             scale_gradients(self._parameters, norm, plan.max_norm)
         for group, peak in zip(optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * plan.lr_scale
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        # Where parameters rest: torch itself would fetch it to an offloaded one without waiting for it to arrive.
+        optimizer.found_inf = (~finite).float().to(self._parameters[0].device)  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._squared_norm = None
-        return StepStats(grad_norm=norm, applied=finite, bad_ranks=self._bad_ranks)
+        return StepStats(grad_norm=norm, applied=finite, rank_losses=self._rank_losses)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> LossTerms:

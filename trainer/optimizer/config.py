@@ -11,7 +11,7 @@ from trainer.schema import setting
 class AdamW:
     """AdamW with decoupled weight decay on matrices and embeddings only (not on biases and norms)."""
 
-    lr: float = setting(3e-3, "peak learning rate", above=0, maximum=10, aliases=("learning_rate",))
+    lr: float = setting(4e-3, "peak learning rate", above=0, maximum=10, aliases=("learning_rate",))
     beta1: float = setting(0.9, "decay of the first moment", minimum=0, below=1, aliases=("adam_beta1",))
     beta2: float = setting(0.95, "decay of the second moment", minimum=0, below=1, aliases=("adam_beta2",))
     eps: float = setting(1e-8, "added to the root of the second moment", above=0, aliases=("adam_epsilon", "epsilon"))

@@ -1,0 +1,219 @@
+"""The same training four ways, for benchmarks/overhead.py: our Trainer, a hand-written loop, Accelerate and transformers.Trainer.
+
+    python benchmarks/contenders.py NAME JOB STEPS WARMUP ANSWER TURNS
+
+JOB is a folder made by benchmarks/overhead.py: a model on disk, its first weights, and the micro-batch of each step. Writes to the file
+ANSWER the loss of each step and the CPU seconds per step of each log interval after WARMUP. After each interval it waits for its next turn.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+LR, BETAS, EPS, WEIGHT_DECAY, MAX_NORM = 1e-3, (0.9, 0.95), 1e-8, 0.1, 0.5
+LOG_EVERY = 10
+
+
+class Stopwatch:
+    """CPU seconds of this process per step, for each log interval after the warm-up.
+
+    Args:
+        warmup: steps before the first interval that counts.
+        turns: a file descriptor that receives one byte at the end of each log interval; the next one begins when standard input gives one.
+    """
+
+    def __init__(self, warmup: int, turns: int):
+        self._warmup, self._turns = warmup, turns
+        self._began = 0.0
+        self.intervals: list[float] = []
+
+    def done(self, step: int) -> None:
+        if step % LOG_EVERY:
+            return
+        if step > self._warmup:
+            self.intervals.append((time.process_time() - self._began) / LOG_EVERY)
+        os.write(self._turns, b".")
+        os.read(0, 1)
+        self._began = time.process_time()
+
+
+def ours(job: Path, watch: Stopwatch, steps: int) -> list[float]:
+    """``train.py`` as it is, from the prepared corpus; what is on by default is on. A stopwatch is added to the metrics writer."""
+    from trainer.callbacks.jsonl import JsonLines
+    from trainer.config import load
+    from trainer.distributed.launch import Launch
+    from trainer.run import train
+    from trainer.testing import read_curve
+
+    on_log = JsonLines.on_log
+
+    def stamped(self: Any, records: Any) -> None:
+        on_log(self, records)
+        watch.done(records[-1].step)
+
+    JsonLines.on_log = stamped  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = json.loads((job / "overrides.json").read_text())
+        code = train(load([*overrides, f"train.steps={steps}", f"run.dir={folder}/run"], 1), Launch())
+        assert code == 0, f"our run ended with {code}"
+        return [line["loss"] for line in read_curve(Path(folder) / "run")]
+
+
+def hand_loop(job: Path, watch: Stopwatch, steps: int) -> list[float]:
+    """The loop that a careful person writes: fused AdamW, clipping, nothing else; its batches lie ready in memory."""
+    model = _model(job)
+    optimizer = _adamw(model)
+    batches = [{name: tensor[step] for name, tensor in _batches(job).items()} for step in range(steps)]
+    losses = []
+    for step, batch in enumerate(batches, start=1):
+        loss = _loss(model, batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+        watch.done(step)
+    return torch.stack(losses).tolist()
+
+
+def accelerate(job: Path, watch: Stopwatch, steps: int) -> list[float]:
+    """The loop of Accelerate's guide: ``prepare``, ``backward``, ``clip_grad_norm_``, over a DataLoader."""
+    from accelerate import Accelerator
+    from torch.utils.data import DataLoader
+
+    accelerator = Accelerator(cpu=True)
+    model = _model(job)
+    rows = _Rows(job, steps)
+    model, optimizer, loader = accelerator.prepare(model, _adamw(model), DataLoader(rows, batch_size=rows.batch))
+    losses = []
+    for step, batch in enumerate(loader, start=1):
+        loss = _loss(model, batch)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+        watch.done(step)
+    return torch.stack(losses).tolist()
+
+
+def transformers_trainer(job: Path, watch: Stopwatch, steps: int) -> list[float]:
+    """``transformers.Trainer`` with the same optimizer, reporting to nobody, without its progress bar."""
+    from torch.utils.data import SequentialSampler
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    losses: list[Tensor] = []
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+            return SequentialSampler(rows)
+
+        def training_step(self, *arguments: Any, **named: Any) -> Tensor:
+            losses.append(super().training_step(*arguments, **named))
+            return losses[-1]
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            watch.done(state.global_step)
+
+    rows = _Rows(job, steps, label_names=("labels", "shift_labels"))  # the second is aligned already, so that the model does not shift it
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=rows.batch,
+            learning_rate=LR,
+            adam_beta1=BETAS[0],
+            adam_beta2=BETAS[1],
+            adam_epsilon=EPS,
+            weight_decay=WEIGHT_DECAY,
+            max_grad_norm=MAX_NORM,
+            lr_scheduler_type="constant",
+            logging_steps=LOG_EVERY,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        )
+        InOrder(_model(job), arguments, train_dataset=rows, callbacks=[Watch()]).train()
+    return torch.stack(losses).tolist()
+
+
+CONTENDERS: dict[str, Callable[[Path, Stopwatch, int], list[float]]] = {
+    "isotrain": ours,
+    "hand loop": hand_loop,
+    "accelerate": accelerate,
+    "transformers.Trainer": transformers_trainer,
+}
+
+
+class _Rows(torch.utils.data.Dataset):
+    """The steps' rows one after another, for a DataLoader that collects them into batches again."""
+
+    def __init__(self, job: Path, steps: int, label_names: Iterable[str] = ("labels",)):
+        batches = _batches(job)
+        self.batch = batches["labels"].shape[1]
+        rows = {name: tensor[:steps].flatten(0, 1) for name, tensor in batches.items()}
+        labels = rows.pop("labels")
+        self._rows = rows | dict.fromkeys(label_names, labels)
+        self._len = len(labels)
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: tensor[index] for name, tensor in self._rows.items()}
+
+
+def _batches(job: Path) -> dict[str, Tensor]:
+    """Tensors (steps, batch, length)."""
+    return load_file(job / "batches.safetensors")
+
+
+def _model(job: Path) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(job / "model"), attn_implementation="sdpa", dtype=torch.float32)
+    loaded = model.load_state_dict(load_file(job / "weights.safetensors"), strict=False)
+    assert not loaded.unexpected_keys and set(loaded.missing_keys) <= {"lm_head.weight"}, loaded  # the tied head
+    return model.train()
+
+
+def _adamw(model: nn.Module) -> torch.optim.AdamW:
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=LR, betas=BETAS, eps=EPS, fused=True)
+
+
+def _loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+
+
+def main() -> None:
+    name, job, steps, warmup, answer, turns = sys.argv[1:]
+    torch.set_num_threads(1)
+    watch = Stopwatch(int(warmup), int(turns))
+    losses = CONTENDERS[name](Path(job), watch, int(steps))
+    assert len(losses) == int(steps), f"{len(losses)} losses for {steps} steps"
+    assert len(watch.intervals) == (int(steps) - int(warmup)) // LOG_EVERY, "an interval is missing"
+    Path(answer).write_text(json.dumps({"losses": losses, "cpu_seconds_per_step": watch.intervals}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Writes the results' table into benchmarks/README.md from the JSON files, so that its numbers are never typed.
+
+python benchmarks/table.py
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- table: written by benchmarks/table.py -->", "<!-- end of table -->"
+HEADER = ("benchmark", "question", "target", "measured (median)", "met", "date", "machine", "command")
+Row = tuple[str, str, str, bool | None]
+"""Question, target, what was measured, and whether it meets the target; None: there is no target."""
+
+
+def loader(result: dict[str, Any]) -> Iterator[Row]:
+    target, seek = result["target_tokens_per_second_per_core"], result["target_seek_seconds"]
+    for shape in result["shapes"]:
+        speed = shape["tokens_per_second_per_core"]
+        size = f"{shape['global_batch']} x {shape['sequence_length']} tokens a step, {shape['micro_batch']} rows a micro-batch"
+        is_long = shape["sequence_length"] >= 1024  # for short rows a step's fixed cost says more than the tokens'
+        goal = f">= {target / 1e6:.0f} M tokens/s" if is_long else "none"
+        yield f"Micro-batches per core: {size}", goal, f"{speed / 1e6:.1f} M tokens/s", speed >= target if is_long else None
+    slowest = max(shape["seek_seconds"]["median"] for shape in result["shapes"])
+    yield "Wall time to find step 1,000,000, slowest shape", f"<= {seek:g} s", f"{slowest * 1e3:.2f} ms", slowest <= seek
+
+
+def overhead(result: dict[str, Any]) -> Iterator[Row]:
+    target = result["target_seconds_over_hand_loop"]
+    for name, row in result["contenders"].items():
+        measured = f"{row['median'] * 1e3:.2f} ms (lowest {row['lowest'] * 1e3:.2f})"
+        over = row["median_over_hand_loop"]
+        if name == "hand loop":
+            yield f"CPU time per step: {name}", "none", measured, None
+            continue
+        measured += f", {over * 1e3:+.2f} over the loop"
+        is_ours = name == "isotrain"
+        goal = f"<= {target * 1e3:g} ms over the loop" if is_ours else "none"
+        yield f"CPU time per step: {name}", goal, measured, over <= target if is_ours else None
+
+
+def startup(result: dict[str, Any]) -> Iterator[Row]:
+    questions = {
+        "help": "CPU time of `python train.py --help`",
+        "refused": "CPU time of a refused configuration",
+        "first_step": "CPU time of a tiny run of one step, checkpoint included",
+    }
+    for name, question in questions.items():
+        row = result["commands"][name]
+        target = row["target_seconds"]
+        yield question, f"<= {target:g} s" if target else "none", f"{row['median']:.2f} s", row["median"] <= target if target else None
+
+
+ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {"loader": loader, "overhead": overhead, "startup": startup}
+
+
+def table(results: Path) -> str:
+    """The whole table, from the JSON files in ``results``."""
+    lines = [_line(HEADER), _line(["---"] * len(HEADER))]
+    for name, rows in ROWS.items():
+        result = json.loads((results / f"{name}.json").read_text())
+        machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, load {result['machine']['load']:.1f}"
+        for question, target, measured, met in rows(result):
+            answer = "" if met is None else "yes" if met else "**no**"
+            lines.append(_line([name, question, target, measured, answer, result["date"], machine, f"`python benchmarks/{name}.py`"]))
+    return "\n".join(lines)
+
+
+def with_table(page: str, results: Path) -> str:
+    """``page`` with what stands between the two marks replaced."""
+    before, rest = page.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{after}"
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    readme = HERE / "README.md"
+    readme.write_text(with_table(readme.read_text(), HERE / "results"))
