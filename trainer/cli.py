@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -34,11 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         die_with_torchrun(os.environ)
         launch = read_launch(os.environ)
         return _run(arguments, launch)
-    except Refused as refused:
-        report(_refusal(refused), launch, refused.speaker)
-        return refused.code
     except Failure as failure:
-        report(f"isotrain: {failure}\n", launch, failure.speaker)
+        _replace_stale_exit(arguments, launch, failure)
+        report(_refusal(failure) if isinstance(failure, Refused) else f"isotrain: {failure}\n", launch, failure.speaker)
         return failure.code
 
 
@@ -136,6 +135,23 @@ def _version() -> str:
         return f"isotrain {version('isotrain')}"
     except PackageNotFoundError:
         return "isotrain (not installed: run from a checkout)"
+
+
+def _replace_stale_exit(arguments: list[str], launch: Launch, failure: Failure) -> None:
+    """Writes a failure that came before the run directory was opened into one that an earlier session left.
+
+    Otherwise its ``exit.json`` would go on telling how that session ended, and a script that reruns after code 4 would never stop.
+    """
+    named = [value for key, _, value in (argument.lstrip("+").partition("=") for argument in arguments) if key == "run.dir"]
+    if failure.speaker is not None or launch.rank > 0 or not named or not (Path(named[-1]) / "checkpoints").is_dir():
+        return
+    from trainer.run_directory import RunDirectory
+
+    directory = RunDirectory(named[-1])
+    with contextlib.suppress(Failure):  # another run is using it, or it cannot be written to: it is not ours to touch
+        directory.lock(patience=0)
+        directory.write_exit(failure.code, str(failure))
+        directory.release()
 
 
 def _refusal(refused: Refused) -> str:

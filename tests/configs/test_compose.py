@@ -125,8 +125,8 @@ def test_cfg_job_prints_what_reloads(capsys):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("steps: 300", "steps: many"),
-        ("steps: 300", "stepz: 300"),
+        ("global_batch: 16", "global_batch: many"),
+        ("global_batch: 16", "global_batsh: 16"),
         ("name: run", "name: ${oc.env:HOME}"),
         ("llama@", "nosuch@"),
         ("defaults:", "x:"),

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from tests.faults.door import Guests
+from trainer import cli
 from trainer.checkpoint import verify
 from trainer.testing import assert_same_curve, read_curve, train_curve
 
@@ -78,3 +79,15 @@ def test_stopping_after_a_step_and_going_on_again_and_again(flat, tmp_path):
     assert_same_curve(train_curve(cosine, tmp_path / "run"), whole, loss=0, grad_norm=0)
     train_curve(cosine, tmp_path / "run")
     assert "step 10 of 10 is done" in sentence(tmp_path / "run") and "raise train.steps" in sentence(tmp_path / "run")
+
+
+def test_a_refused_rerun_replaces_the_exit_record_of_the_session_before(tiny, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    train_curve([*tiny, "train.stop_after=2"], run_dir)
+    assert cli.main(["train", f"run.dir={run_dir}", "train.stepz=5"]) == 2
+    ended = json.loads((run_dir / "exit.json").read_text())
+    assert ended["code"] == 2 and "train.stepz" in ended["sentence"]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert cli.main(["train", f"run.dir={elsewhere}", "train.stepz=5"]) == 2
+    assert not list(elsewhere.iterdir()), "a folder that is no run directory is left alone"

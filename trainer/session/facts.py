@@ -30,13 +30,14 @@ def opening_facts(job: Job, folder: Path, data_size: int, done: int) -> dict[str
     tokens = train.global_batch * config.data.sequence_length
     rows = len(corpus.rows("train"))
     where = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
-    held_out = corpus.counts["validation"]
+    held_out = corpus.counts["validation"]["documents"]
+    strategy = "single" if degrees.size == 1 and config.strategy.name == "ddp" else config.strategy.name  # alone, nothing is replicated
     return {
         "model": f"{job.skeleton.family.name}, {counted(job.skeleton.num_parameters)} parameters, vocabulary {corpus.vocabulary.size:,}",
-        "strategy": f"{config.strategy.name} on {job.launch.world_size} x {where}: replicate {degrees.replicate}, shard {degrees.shard}",
+        "strategy": f"{strategy} on {job.launch.world_size} x {where}: replicate {degrees.replicate}, shard {degrees.shard}",
         "precision": f"compute {config.precision.compute}; master weights, gradients, moments and loss fp32",
         "batch": f"{train.global_batch} rows x {config.data.sequence_length} = {tokens:,} tokens a step; {len(micro_batches)} x {micro_batches[0].size} rows per rank",
-        "data": f"{rows:,} rows ({counted(corpus.counts['train']['tokens'])} tokens) for training, {held_out['documents']:,} documents held out",
+        "data": f"{rows:,} rows ({counted(corpus.counts['train']['tokens'])} tokens) for training, {held_out:,} document{'s' * (held_out != 1)} held out",
         "steps": f"{train.steps:,} = {train.steps * train.global_batch / rows:.2f} epochs = {counted(train.steps * tokens)} tokens"
         + (f"; {done:,} are done" if done else ""),
         "run": f"{folder}  (isotrain {version('isotrain') or 'from a checkout'})",
@@ -62,6 +63,6 @@ def closing_facts(folder: Path, outcome: Outcome, plan: Plan, tokens_before: int
     if outcome.step < plan.steps:
         facts["go on"] = "run the same command again without train.stop_after"
     else:
-        facts["generate"] = f"isotrain generate checkpoint={quote(str(folder))} prompt='def '"
+        facts["generate"] = f"isotrain generate checkpoint={quote(str(folder))}"
         facts["export"] = f"isotrain export checkpoint={quote(str(folder))} to={quote(str(folder / 'model'))}"
     return facts

@@ -33,7 +33,7 @@ class NativeStrategy:
     cpu_offload: bool = setting(False, "keep sharded parameters, gradients and moments in host memory")
     reduce_every_micro_batch: bool = setting(
         True,
-        "reduce-scatter gradients after every micro-batch; False: keep them whole until the last one: fewer bytes on the wire, more memory",
+        "reduce-scatter gradients after every micro-batch; false: keep them whole until the last one: fewer bytes on the wire, more memory",
     )
     bucket_mb: int = setting(25, "size of DDP's all-reduce buckets in MiB", minimum=1)
 
