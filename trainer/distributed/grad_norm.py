@@ -27,7 +27,8 @@ def local_squared_norm(parameters: Iterable[nn.Parameter], world_size: int, devi
         if gradient is None:
             continue
         assert not (isinstance(gradient, DTensor) and any(p.is_partial() for p in gradient.placements)), "a gradient is not reduced yet"
-        groups[num_copies(gradient, world_size), gradient.device].append(local_part(gradient))
+        part = local_part(gradient)
+        groups[num_copies(gradient, world_size), part.device].append(part)
     shares = []
     for (copies, _), gradients in groups.items():
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)), dtype=torch.float64)
