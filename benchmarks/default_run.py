@@ -10,27 +10,27 @@ Writes benchmarks/results/default_run.json.
 """
 
 import argparse
-import datetime
 import itertools
 import json
 import math
 import os
-import platform
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from machine import machine
 from transformers import AutoTokenizer
 
 from trainer.checkpoint.checkpointer import choose
 from trainer.checkpoint.export import load_model
 from trainer.data.config import PythonStdlib
+from trainer.data.sources import Skipped
 from trainer.model.generation import generate_text
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def train(run_dir: Path) -> None:
     subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
 
 
-def shares(run_dir: Path) -> dict[str, float]:
+def shares(run_dir: Path) -> dict[str, Any]:
     """How many of 20 samples, by the generate command's defaults, contain a line of Python; and of 100 real documents."""
     folder, _ = choose(run_dir)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -61,15 +61,14 @@ def shares(run_dir: Path) -> dict[str, float]:
 
     def count(prompt: str, first_line: int) -> int:
         texts = generate_text(
-            model, tokenizer, prompt, max_new_tokens=128, temperature=0.8, top_k=50, top_p=1.0, seed=0, num_samples=NUM_SAMPLES
+            model, tokenizer, prompt, max_new_tokens=128, temperature=0.8, top_k=None, top_p=1.0, seed=0, num_samples=NUM_SAMPLES
         )
         return sum(has_python_line("\n".join(text.split("\n")[first_line:])) for text in texts)
 
-    documents = [text for _, text in itertools.islice(PythonStdlib().source().documents([]), 400)]
+    documents = [text for _, text in itertools.islice(PythonStdlib().source().documents(Skipped()), 400)]
     heads = [tokenizer.decode(tokenizer(text)["input_ids"][:129], skip_special_tokens=True) for text in documents]
     return {
-        "from_def": count("def ", first_line=1),
-        "from_the_beginning": count("", first_line=0),
+        "by_prompt": {"def ": count("def ", first_line=1), "": count("", first_line=0)},
         "real_documents_per_20": 20 * statistics.mean(map(has_python_line, heads)),
     }
 
@@ -91,9 +90,7 @@ def main() -> None:
     seconds = sum(line["num_targets"] / line["tokens_per_second"] for line in steps)
     result = {
         "what": "the default run: 2 ranks, fsdp, embedded data",
-        "date": datetime.date.today().isoformat(),
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "transformers")},
+        **machine("torch", "transformers"),
         "steps": len(steps),
         "first_loss": steps[0]["loss"],
         "last_loss": statistics.mean(line["loss"] for line in steps[-20:]),

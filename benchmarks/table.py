@@ -53,7 +53,31 @@ def startup(result: dict[str, Any]) -> Iterator[Row]:
         yield question, f"<= {target:g} s" if target else "none", f"{row['median']:.2f} s", row["median"] <= target if target else None
 
 
-ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {"loader": loader, "overhead": overhead, "startup": startup}
+def default_run(result: dict[str, Any]) -> Iterator[Row]:
+    targets, samples = result["targets"], result["samples_with_a_python_line"]
+    fell = result["last_loss"] < targets["last_loss_below"]
+    yield (
+        "`make train`: loss, first step to mean of the last 20",
+        "halved",
+        f"{result['first_loss']:.2f} to {result['last_loss']:.2f}",
+        fell,
+    )
+    in_time = result["training_seconds"] <= targets["training_seconds_at_most"]
+    yield "`make train`: time in training", f"<= {targets['training_seconds_at_most']} s", f"{result['training_seconds']:.0f} s", in_time
+    least = targets["samples_from_def_at_least"]
+    for prompt, number in samples["by_prompt"].items():
+        judged = prompt == "def "
+        question = f"Of 20 samples of 128 tokens after {json.dumps(prompt)}, with a line of Python code"
+        yield question, f">= {least}" if judged else "none", f"{number}", number >= least if judged else None
+    yield "Of 20 real documents' first 128 tokens, with such a line", "none", f"{samples['real_documents_per_20']:.1f}", None
+
+
+ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
+    "loader": loader,
+    "overhead": overhead,
+    "startup": startup,
+    "default_run": default_run,
+}
 
 
 def table(results: Path) -> str:

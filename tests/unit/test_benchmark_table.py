@@ -34,6 +34,7 @@ def test_every_result_has_rows(table):
         ("loader", ("shapes", 0, "tokens_per_second_per_core")),
         ("overhead", ("contenders", "isotrain", "median_over_hand_loop")),
         ("startup", ("commands", "help", "median")),
+        ("default_run", ("training_seconds",)),
     ],
 )
 def test_another_measurement_makes_another_page(table, tmp_path, name, path):
