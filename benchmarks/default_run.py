@@ -65,7 +65,7 @@ def shares(run_dir: Path) -> dict[str, Any]:
         )
         return sum(has_python_line("\n".join(text.split("\n")[first_line:])) for text in texts)
 
-    documents = [text for _, text in itertools.islice(PythonStdlib().source().documents(Skipped()), 400)]
+    documents = [text for _, text in itertools.islice(PythonStdlib().source().documents(Skipped(limit=100)), 400)]
     heads = [tokenizer.decode(tokenizer(text)["input_ids"][:129], skip_special_tokens=True) for text in documents]
     return {
         "by_prompt": {"def ": count("def ", first_line=1), "": count("", first_line=0)},

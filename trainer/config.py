@@ -27,7 +27,7 @@ class TrainConfig:
     """How long and in which batches."""
 
     steps: int = setting(
-        700,
+        750,
         "optimizer steps of the whole run; the schedule's length",
         minimum=1,
         aliases=("max_steps", "num_steps", "total_steps", "iterations"),
@@ -231,9 +231,9 @@ def contradictions(config: Config, world_size: int | None) -> Iterator[str]:
 
 def _schedule_fits(config: Config) -> Iterator[str]:
     steps, optimizer = config.train.steps, config.optimizer
-    warmup = getattr(optimizer, "warmup_steps", 0)
+    warmup = getattr(optimizer, "warmup_steps", None) or 0
     if warmup >= steps:
-        yield f"optimizer.warmup_steps={warmup} leaves no step of train.steps={steps} at the full learning rate: lower it."
+        yield f"optimizer.warmup_steps={warmup} leaves no step of train.steps={steps} at the full learning rate: lower it to {steps // 10}."
     elif getattr(optimizer, "schedule", None) == "wsd" and warmup + round(optimizer.decay_fraction * steps) > steps:
         yield (
             f"optimizer.warmup_steps={warmup} and optimizer.decay_fraction={optimizer.decay_fraction} together exceed "

@@ -28,7 +28,7 @@ class Objective(Protocol):
     """What is learned. A loss is a sum over samples; see the contract Gradient in docs/contracts.md."""
 
     def collate(self, rows: Rows) -> Batch:
-        """Turns rows into a micro-batch with labels aligned to the outputs; -100 where there is no target."""
+        """Turns rows into a micro-batch with labels aligned to the outputs, -100 where there is no target; ``targets`` is among its counts."""
         ...
 
     def loss(self, scores: Scores, batch: Batch) -> LossTerms:

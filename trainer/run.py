@@ -31,7 +31,7 @@ from trainer.metrics import MetricsFile
 from trainer.model.gate import model_problems
 from trainer.model.generation import generate_text
 from trainer.model.skeleton import build_skeleton, pretrained_folder
-from trainer.model.weights import FromSafetensors, FromSeed, named_seed
+from trainer.model.weights import FromSafetensors, FromSeed, Unfilled, named_seed
 from trainer.objective.additive import objective_problems
 from trainer.optimizer.adamw import build_adamw
 from trainer.optimizer.schedule import lr_scale
@@ -39,7 +39,7 @@ from trainer.protocols import Callback, Engine, EngineJob
 from trainer.run_directory import RunDirectory, fresh
 from trainer.session.ending import Ending, recorded_exit
 from trainer.session.facts import closing_facts, opening_facts
-from trainer.session.identity import identity, require_same
+from trainer.session.identity import identity, require_one_run, require_same
 from trainer.session.job import Job
 from trainer.session.passport import environment
 from trainer.state.storage import read_state
@@ -65,7 +65,8 @@ def train(config: Config, launch: Launch, signals: Signals | None = None) -> int
     source = pretrained_folder(config.model)
     corpus = prepare(config.data, str(source) if source else None, config.run.quiet)
     skeleton = build_skeleton(config.model, corpus.vocabulary, source)
-    same = source is None or same_vocabulary(corpus.tokenizer_folder, source)
+    own_tokenizer = source is not None and (source / "tokenizer.json").is_file()  # else the user's word is all there is
+    same = source is None or not own_tokenizer or same_vocabulary(corpus.tokenizer_folder, source)
     problems = model_problems(skeleton, corpus.vocabulary, config.data.sequence_length, same)
     problems += objective_problems(config.objective, corpus.rows("train"))
     if problems:
@@ -78,6 +79,7 @@ def train(config: Config, launch: Launch, signals: Signals | None = None) -> int
         agreement = Agreement(ending.store, launch.rank, launch.world_size)
         path = agreement.from_first(str(directory.path) if directory else None)
         ending.directory = directory = directory or RunDirectory(path)
+        _require_shared(directory, agreement)
         log_to(directory.log(launch.rank), launch.rank)
         ending.members = [Member(**member) for member in agreement.gather(asdict(Member.here(launch.rank)))]
         ending.code, ending.sentence = _session(job, directory, agreement, ending)
@@ -91,14 +93,26 @@ def _open_directory(config: Config) -> RunDirectory:
     return directory
 
 
+def _require_shared(directory: RunDirectory, agreement: Agreement) -> None:
+    blind = [rank for rank, sees in enumerate(agreement.gather((directory.path / ".lock").exists())) if not sees]
+    if blind:
+        raise Refused(
+            f"run.dir={directory.path} was made by rank 0 and cannot be seen by rank {', '.join(map(str, blind))}: "
+            "choose one on a file system that all machines share, and start all ranks in the same folder."
+        )
+
+
 def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: Ending) -> tuple[int, str]:
     """Everything between meeting and parting; returns the exit code and sentence."""
     config, launch = job.config, job.launch
     stop = StopRequest(agreement.store, ending.without_saving)
     ending.hand_signals_to(stop)
-    checkpointer = Checkpointer(directory.checkpoints, agreement, config.checkpoint.keep, lambda folder: _describe(job, folder), job.say)
+    surroundings = environment(job.device, launch.world_size)
+    describe = lambda folder: _describe(job, folder, directory)  # noqa: E731
+    checkpointer = Checkpointer(directory.checkpoints, agreement, config.checkpoint.keep, describe, job.say)
     found = checkpointer.find(config.checkpoint.resume)
     same = identity(config, job.skeleton.model.config, job.corpus.fingerprint)
+    require_one_run(agreement.gather({**same, "the configuration": to_yaml(config)}))
     if found:
         require_same(found[1], same, found[0])
     state = found[1] if found else RunState(step=0, identity=same, tokens_seen=0, metrics_bytes=0)
@@ -106,7 +120,7 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
     if state.step >= plan.stop_after:
         return _nothing_left(job, directory, state, plan)
 
-    engine = _build_engine(job)
+    engine = _build_engine(job, resumed=found is not None)
     if found:
         read_state(found[0], engine.state())
         job.say(f"resuming from {found[0]} at step {state.step}")
@@ -115,13 +129,14 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
     callbacks: list[Callback] = []
     if launch.rank == 0 and metrics is not None:
         directory.write_config(to_yaml(config))
+        directory.write_passport(_passport(job, engine, same, surroundings))
         bar = job.console.is_terminal and not config.run.quiet
         callbacks = [JsonLines(metrics), ProgressBar(job.console, plan.steps, state.step) if bar else PlainLines(job.console, plan.steps)]
 
     def save(step: int, tokens_seen: int) -> None:
         if metrics is not None:
             metrics.sync()
-            directory.write_passport(_passport(job, engine, same))
+            directory.write_passport(_passport(job, engine, same, surroundings))
         run_state = RunState(step, same, tokens_seen, metrics.bytes if metrics else 0)
         folder = checkpointer.save(engine.state(), run_state)
         LOGGER.info("checkpoint %s", folder)
@@ -153,9 +168,10 @@ def _plan(config: Config) -> Plan:
     )
 
 
-def _build_engine(job: Job) -> Engine:
+def _build_engine(job: Job, resumed: bool = False) -> Engine:
     config = job.config
-    weights = (FromSafetensors if job.skeleton.source else FromSeed)(job.skeleton, config.train.seed)
+    source = Unfilled if resumed else FromSafetensors if job.skeleton.source else FromSeed
+    weights = source(job.skeleton, config.train.seed)
     degrees = config.strategy.degrees(job.launch.world_size)
     engine_job = EngineJob(
         skeleton=job.skeleton,
@@ -200,8 +216,9 @@ def _open_metrics(directory: RunDirectory, state: RunState, own: bool, job: Job)
     return metrics
 
 
-def _describe(job: Job, folder: Path) -> None:
-    """What a checkpoint holds beside tensors and run state: enough to export it anywhere."""
+def _describe(job: Job, folder: Path, directory: RunDirectory) -> None:
+    """What a checkpoint holds beside tensors and run state: enough to export it anywhere, and to know what made it."""
+    (folder / directory.passport.name).write_bytes(directory.passport.read_bytes())
     (folder / "config.yaml").write_text(to_yaml(job.config), encoding="utf-8")
     job.skeleton.model.config.save_pretrained(folder / "model")
     tokenizer = folder / "tokenizer"
@@ -210,10 +227,10 @@ def _describe(job: Job, folder: Path) -> None:
         (tokenizer / path.name).write_bytes(path.read_bytes())
 
 
-def _passport(job: Job, engine: Engine, same: dict[str, Any]) -> dict[str, Any]:
+def _passport(job: Job, engine: Engine, same: dict[str, Any], surroundings: dict[str, Any]) -> dict[str, Any]:
     degrees = job.config.strategy.degrees(job.launch.world_size)
     return {
-        **environment(job.device, job.launch.world_size),
+        **surroundings,
         "strategy": {"name": job.config.strategy.name, **asdict(degrees)},
         "dtypes": engine.dtypes(),
         "parameters": job.skeleton.num_parameters,
@@ -243,25 +260,26 @@ def _close(job: Job, directory: RunDirectory, engine: Engine, plan: Plan, outcom
         engine.close()
         return STOPPED, sentence
     finished = outcome.step >= plan.steps
-    sample = _sample(job, engine) if finished and not outcome.stopped_by else None  # who asked to stop is in a hurry
     print_facts(
         job.console,
         "done" if finished else f"stopped at train.stop_after={plan.stop_after}",
         closing_facts(directory.path, outcome, plan, tokens_before),
     )
-    if sample is not None:
-        print_sample(job.console, sample)
+    if finished and not outcome.stopped_by:  # who asked to stop is in a hurry
+        print_sample(job.console, _sample(job, engine))
     engine.close()
     return DONE, f"Step {outcome.step} of {plan.steps} is done."
 
 
 def _sample(job: Job, engine: Engine) -> str:
+    """Text from the trained model, or why there is none: training is over and saved, and must not seem to have failed."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(job.corpus.tokenizer_folder)
-    with engine.inference() as (model, arguments):
-        seed = named_seed(job.config.train.seed, "sample")
-        try:
+    seed = named_seed(job.config.train.seed, "sample")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(job.corpus.tokenizer_folder)
+        with engine.inference() as (model, arguments):
             return generate_text(model, tokenizer, **vars(job.config.sample), seed=seed, device=job.device, **arguments)[0]
-        except Refused as refused:  # training is over and saved, and must not seem to have failed because its sample has no room
-            return str(refused)
+    except Exception as error:
+        LOGGER.exception("no sample")
+        return f"(no sample: {error})"

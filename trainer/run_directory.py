@@ -46,6 +46,7 @@ class RunDirectory:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self.passport = self.path / "passport.json"
         self._lock: BinaryIO | None = None
 
     def log(self, rank: int) -> Path:
@@ -111,7 +112,7 @@ class RunDirectory:
 
     def write_passport(self, passport: dict[str, Any]) -> None:
         """Writes what was run on what, and what was read back, to ``passport.json``."""
-        write_atomically(self.path / "passport.json", _json(passport, indent=2))
+        write_atomically(self.passport, _json(passport, indent=2))
 
     def write_exit(self, code: int, sentence: str) -> None:
         """Writes how the run ended to ``exit.json``, if that is still possible: a full disk must not hide the reason."""

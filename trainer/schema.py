@@ -95,11 +95,6 @@ def _plain_type(hint: Any) -> tuple[type, bool]:
     return typing.get_origin(plain) or plain, type(None) in members
 
 
-def range_problems(config: Any, path: str = "") -> list[str]:
-    """Lists each value of ``config`` that lies outside what its field declares, as a sentence that names the key."""
-    return [problem for leaf in leaves(config, path).values() for problem in leaf_problems(leaf)]
-
-
 def leaf_problems(leaf: Leaf, source: str = "") -> Iterator[str]:
     """What is wrong with one value, a sentence each; ``source`` is `` (FILE:LINE)`` where a file set it."""
     declared, key = leaf.field.metadata, leaf.key

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trainer.data.loader import deal
 from trainer.data.order import samples_hash
+from trainer.distributed.log import LOGGER
 from trainer.errors import TrainingFailed
 from trainer.types import Batch, Evaluation, LossTerms, StepPlan, StepRecord, StepStats
 
@@ -237,10 +238,16 @@ class Trainer:
         self._last = records[-1]
         for callback in self._callbacks:
             callback.on_log(records)
-        if self._plan.nonfinite == "stop":
-            self._refuse_nonfinite(pending, records)
+        if sentence := self._nonfinite(pending, records):
+            if self._plan.nonfinite == "stop":
+                raise TrainingFailed(
+                    f"{sentence} Lower optimizer.lr or look at these samples; train.nonfinite=skip goes on without such steps. "
+                    "The last checkpoint is untouched."
+                )
+            LOGGER.warning(sentence)
 
-    def _refuse_nonfinite(self, pending: list[tuple[int, np.ndarray, StepValues]], records: list[StepRecord]) -> None:
+    def _nonfinite(self, pending: list[tuple[int, np.ndarray, StepValues]], records: list[StepRecord]) -> str | None:
+        """Where the first step that was not applied went wrong; None if all were."""
         for (step, ids, values), record in zip(pending, records, strict=True):
             if record.applied:
                 continue
@@ -250,10 +257,8 @@ class Trainer:
                 where = f"the loss was not finite on data rank {', '.join(map(str, bad))}, samples {shares[shares >= 0].tolist()}"
             else:
                 where = f"the loss was finite, its gradient was not; samples {ids.tolist()}"
-            raise TrainingFailed(
-                f"Step {step}: the gradient norm is {record.grad_norm} and its update was not applied ({where}). "
-                "Lower optimizer.lr or look at these samples; train.nonfinite=skip goes on without such steps. The last checkpoint is untouched."
-            )
+            return f"Step {step}: the gradient norm is {record.grad_norm} and its update was not applied ({where})."
+        return None
 
 
 def _columns(steps: list[StepValues]) -> list[list[float]]:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+IGNORE = -100
+"""The label of a slot that is no target."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """A tokenizer as models need to know it; the tokenizer owns these numbers.

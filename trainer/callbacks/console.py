@@ -35,11 +35,12 @@ class ProgressBar:
         )
         self._progress = Progress(*chain.from_iterable(columns), console=console, expand=wide, speed_estimate_period=60)
         self._task = self._progress.add_task("train", total=steps, completed=done, loss="…", speed="")
-        self._progress.start()
 
     def on_log(self, records: list[StepRecord]) -> None:
         """Moves the bar."""
+        self._progress.start()  # only now: what comes before the first steps may end the run and must leave the terminal as it was
         last = records[-1]
+        _warn_of_skipped(self._progress.console, records)
         self._progress.update(self._task, completed=last.step, loss=f"{last.loss:.4f}", speed=f"{last.tokens_per_second:,.0f} tokens/s")
 
     def on_evaluate(self, evaluation: Evaluation) -> None:
@@ -71,6 +72,7 @@ class PlainLines:
     def on_log(self, records: list[StepRecord]) -> None:
         """Prints the last step, unless a line was printed a moment ago."""
         last = records[-1]
+        _warn_of_skipped(self._console, records)
         now = time.monotonic()
         if now - self._printed < SECONDS_BETWEEN_LINES and last.step < self._steps:
             return
@@ -91,6 +93,17 @@ class PlainLines:
 
     def on_end(self) -> None:
         """Nothing is left open."""
+
+
+def _warn_of_skipped(console: Console, records: list[StepRecord]) -> None:
+    """One line for the steps that were left out."""
+    skipped = [record.step for record in records if not record.applied]
+    if skipped:
+        console.print(
+            f"step {', '.join(map(str, skipped))}: the gradient was not finite, and the update was left out (train.nonfinite)",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def evaluation_line(evaluation: Evaluation) -> str:

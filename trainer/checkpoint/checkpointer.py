@@ -118,20 +118,34 @@ class Checkpointer:
         if self._agreement.rank == 0:
             for line in commit.clean(self._checkpoints):
                 self._say(line)
-        own = self._agreement.from_first(bool(verify.newest(self._checkpoints)))
+        # Rank 0's list, not each rank's own: a network file system may show others what has just been cleaned away.
+        own = [self._checkpoints / name for name in self._agreement.from_first([path.name for path in verify.newest(self._checkpoints)])]
         if own and resume == "never":
             raise Refused(
                 f"checkpoint.resume=never, but {self._checkpoints} holds a checkpoint: choose another run.dir, or checkpoint.resume=latest to go on."
             )
         if not own and resume in ("latest", "never"):
             return None
-        folder, skipped = choose(self._checkpoints if own else Path(resume), self._check)
+        if own and resume != "latest":
+            self._mind_own(Path(resume))
+        folder, skipped = verify.choose(self._checkpoints, self._check, own) if own else choose(Path(resume), self._check)
+        assert folder is not None
         if self._agreement.rank == 0:
             for line in skipped:
                 self._say(line)
         state = read_run_state(folder)
         self._previous = state.step if own else None
         return folder, state
+
+    def _mind_own(self, resume: Path) -> None:
+        """A path to start from means nothing to a run that has begun: says so, or refuses a step back within the run."""
+        if resume.resolve().is_relative_to(self._checkpoints.resolve()):
+            raise Refused(
+                f"checkpoint.resume={resume} is one of this run's own checkpoints, and a run only goes on from its newest: "
+                "to go back to it, give the same path together with another run.dir."
+            )
+        if self._agreement.rank == 0:
+            self._say(f"checkpoint.resume={resume} is not used: this run has checkpoints of its own and goes on from the newest.")
 
     def _check(self, folder: Path) -> list[str]:
         """Each rank hashes its share of the files; all learn of all problems."""

@@ -29,11 +29,12 @@ def newest(checkpoints: Path) -> list[Path]:
     return [folders[step] for step in sorted(folders, reverse=True)]
 
 
-def choose(checkpoints: Path, check: Callable[[Path], list[str]]) -> tuple[Path | None, list[str]]:
+def choose(checkpoints: Path, check: Callable[[Path], list[str]], candidates: list[Path] | None = None) -> tuple[Path | None, list[str]]:
     """The newest checkpoint without problems.
 
     Args:
         checkpoints: the folder of ``step-N`` folders.
+        candidates: what is in it, newest first, where several ranks must look at the same; None: ``newest``.
         check: what is wrong with one of them, normally ``problems``; on several ranks, the union of every rank's share.
 
     Returns:
@@ -43,7 +44,7 @@ def choose(checkpoints: Path, check: Callable[[Path], list[str]]) -> tuple[Path 
         StorageFailed: there are checkpoints, but none can be trusted; lists each with its reason.
     """
     skipped: list[str] = []
-    for folder in newest(checkpoints):
+    for folder in newest(checkpoints) if candidates is None else candidates:
         found = check(folder)
         if not found:
             return folder, skipped

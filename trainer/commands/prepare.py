@@ -19,8 +19,12 @@ def run(config: Config) -> int:
     Raises:
         Refused: see ``trainer.data.prepare.prepare``.
     """
-    pretrained = config.model.path if isinstance(config.model, Pretrained) else None
-    corpus = prepare(config.data, pretrained, config.run.quiet)
+    source = None
+    if isinstance(config.model, Pretrained):  # transformers is needed for nothing else here
+        from trainer.model.skeleton import pretrained_folder
+
+        source = pretrained_folder(config.model)
+    corpus = prepare(config.data, str(source) if source else None, config.run.quiet)
     for name, value in summary(corpus).items():
         print(f"{name:<12}{value}")
     return DONE

@@ -72,13 +72,18 @@ def prepare(data: Data, pretrained: str | None = None, quiet: bool = False) -> C
         Refused: there is no text or too little of it, too much of it is unreadable, the tokenizer cannot be used, the cache cannot
             be written, or another process failed to prepare it or took too long.
     """
-    cache = _cache_folder(data)
     source = data.source()
     named = data.tokenizer.path or pretrained
     tokenizer = find_tokenizer(named) if named else None
-    fingerprint = _fingerprint(data, source, tokenizer, cache)
-    folder = cache / fingerprint
-    build_once(folder, lambda empty: build_corpus(empty, data, source, tokenizer, quiet), damage, data.prepare_timeout)
+    cache = _cache_folder(data)
+    try:
+        fingerprint = _fingerprint(data, source, tokenizer, cache)
+        folder = cache / fingerprint
+        build_once(folder, lambda empty: build_corpus(empty, data, source, tokenizer, quiet), damage, data.prepare_timeout)
+    except OSError as error:
+        raise Refused(
+            f"The cache folder {cache} cannot be used ({error.strerror or error}). Set data.cache_dir to a folder that can be written."
+        ) from error
     metadata = json.loads((folder / METADATA).read_text())
     corpus = Corpus(folder, Vocabulary(**metadata["vocabulary"]), fingerprint, data.sequence_length, metadata["counts"], metadata["bad"])
     _check(corpus, data)

@@ -42,6 +42,7 @@ class PackedRows:
         """
         width = self._length + 1
         rows = np.maximum(sample_ids, 0)
+        assert rows.max(initial=0) < len(self), "a sample id beyond the corpus: the order was made for another one"
         tokens = self._windows[np.minimum(rows, max(self._num_whole - 1, 0))].astype(np.int64)
         filled = np.full(rows.size, width)
         partial = rows >= self._num_whole

@@ -24,6 +24,8 @@ def choose_device(requested: str | None, launch: Launch) -> torch.device:
         raise Refused(
             "run.device=cuda, but torch sees no GPU here; use run.device=cpu, or install a CUDA build of torch and check nvidia-smi."
         )
+    if torch.cuda.device_count() == 1 and "SLURM_PROCID" in os.environ:  # srun --gpus-per-task shows each task its own GPU alone
+        return torch.device("cuda", 0)
     if launch.local_rank >= torch.cuda.device_count():
         raise Refused(
             f"this machine has {torch.cuda.device_count()} GPU(s), but {launch.local_world_size} ranks were started on it; "

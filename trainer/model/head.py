@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.model.attention import attends_fully, told_of_packing
-
-IGNORE = -100
+from trainer.types import IGNORE
 
 
 class DenseHead(nn.Linear):

@@ -79,7 +79,11 @@ def pretrained_folder(model: Any) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+        return Path(
+            snapshot_download(
+                model.path, revision=model.revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+            )
+        )
     except Exception as error:  # the hub client raises many types: offline, no such repository, no permission
         raise Refused(
             f"model.path={model.path} is neither a local folder nor a hub model that can be fetched ({type(error).__name__}). "

@@ -62,6 +62,23 @@ class FromSeed:
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
+class Unfilled:
+    """For a run that goes on from a checkpoint, which holds every parameter: zeros until it is read. Buffers are computed.
+
+    Args:
+        skeleton: the model on meta.
+        seed: as for ``FromSeed``.
+    """
+
+    def __init__(self, skeleton: Skeleton, seed: int):
+        self._computed = FromSeed(skeleton, seed)
+        self._parameters = {name for name, _ in skeleton.model.named_parameters(remove_duplicate=False)}
+
+    def fill(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
+        """A zero for a parameter, to be spread over it; the fp32 CPU value of a buffer."""
+        return torch.zeros(()) if name in self._parameters else self._computed.fill(name, index)
+
+
 class FromSafetensors:
     """Pretrained weights out of a folder's ``*.safetensors``; only the slices asked for are read.
 

@@ -34,6 +34,8 @@ def objective_problems(objective: Objective, rows: PackedRows) -> list[str]:
         for term, value in terms.items()
         if value.count_key not in counts
     ]
+    if "targets" not in counts:
+        problems.append(f"{name}: collate counts {', '.join(counts) or 'nothing'}, but no 'targets', which metrics and speed are told in.")
     whole, *parts = (
         {f"term '{term}'": float(value.sum) for term, value in t.items()} | {f"count '{key}'": c[key] for key in c} for t, c in tried
     )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.types import Batch, LossTerms, Rows, Scores, Term
-
-IGNORE = -100
+from trainer.types import IGNORE, Batch, LossTerms, Rows, Scores, Term
 
 
 @dataclass

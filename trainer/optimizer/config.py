@@ -28,6 +28,11 @@ class AdamW:
         choices=("constant", "cosine", "linear", "wsd"),
         aliases=("lr_scheduler_type", "lr_scheduler"),
     )
-    warmup_steps: int = setting(20, "steps of linear warm-up from 0", minimum=0, aliases=("num_warmup_steps",))
+    warmup_steps: int | None = setting(
+        None,
+        "steps of linear warm-up from 0; None: 20, or a tenth of train.steps where that is less",
+        minimum=0,
+        aliases=("num_warmup_steps",),
+    )
     decay_fraction: float = setting(0.2, "wsd only: the share of train.steps, at the end, over which it decays", above=0, maximum=1)
-    min_lr_ratio: float = setting(0.1, "final learning rate as a share of the peak", minimum=0, maximum=1)
+    min_lr_ratio: float = setting(0.0, "final learning rate as a share of the peak", minimum=0, maximum=1)

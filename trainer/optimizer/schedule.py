@@ -19,11 +19,12 @@ def lr_scale(config: AdamW, step: int, steps: int) -> float:
         step: 1-based.
         steps: ``train.steps``.
     """
-    if step < config.warmup_steps:
-        return step / config.warmup_steps
+    warmup = min(20, steps // 10) if config.warmup_steps is None else config.warmup_steps
+    if step < warmup:
+        return step / warmup
     if config.schedule == "constant":
         return 1.0
-    begin = max(config.warmup_steps, round(steps * (1 - config.decay_fraction))) if config.schedule == "wsd" else config.warmup_steps
+    begin = max(warmup, round(steps * (1 - config.decay_fraction))) if config.schedule == "wsd" else warmup
     progress = min(1.0, max(0.0, (step - begin) / max(1, steps - begin)))
     remaining = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * remaining

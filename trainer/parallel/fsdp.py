@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -31,7 +30,7 @@ def shard(model: nn.Module, blocks: str, strategy: NativeStrategy, precision: Pr
         param_dtype=None if precision.compute == "fp32" else DTYPES[precision.compute],
         reduce_dtype=DTYPES[precision.reduce],
     )
-    offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if strategy.cpu_offload else OffloadPolicy()
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if strategy.cpu_offload else OffloadPolicy()
     for block in model.get_submodule(blocks).children():
         fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=strategy.reshard_after_forward)
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=False)

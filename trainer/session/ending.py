@@ -96,7 +96,7 @@ class Ending:
             LOGGER.error("%s", "".join(traceback.format_exception(error)))
         own = self._as_failure(error)
         first = self._first(own, error)
-        if first.speaker and self.directory is not None:
+        if (first.speaker or self.launch.rank == 0) and self.directory is not None:
             self.directory.write_exit(first.code, str(first))
         # From here on the launcher may end this process; the user has been told or will be by the rank that was first.
         self.signals.on_signal = lambda name: None if first.speaker else os._exit(first.code)

@@ -57,8 +57,11 @@ def closing_facts(folder: Path, outcome: Outcome, plan: Plan, tokens_before: int
     if outcome.last is not None:
         facts["final loss"] = f"{outcome.last.loss:.4f}"
     if outcome.evaluation is not None:
-        facts["held out"] = "  ".join(f"{name} {value:.4f}" for name, value in outcome.evaluation.metrics.items())
-    facts["speed"] = f"{(outcome.tokens_seen - tokens_before) / max(outcome.seconds, 1e-9):,.0f} tokens/s over {outcome.seconds:,.1f} s"
+        metrics = "  ".join(f"{name} {value:.4f}" for name, value in outcome.evaluation.metrics.items())
+        facts["held out"] = f"{metrics} at step {outcome.evaluation.step:,}"
+    facts["speed"] = (
+        f"{(outcome.tokens_seen - tokens_before) / max(outcome.seconds, 1e-9):,.0f} tokens/s over {outcome.seconds:,.1f} s, evaluation and saving included"
+    )
     facts["metrics"] = str(folder / "metrics.jsonl")
     if outcome.step < plan.steps:
         facts["go on"] = "run the same command again without train.stop_after"

@@ -33,6 +33,27 @@ def identity(config: Config, model: PreTrainedConfig, fingerprint: str) -> dict[
     }
 
 
+def require_one_run(everyone: list[dict[str, Any]]) -> None:
+    """Refuses ranks that were not started alike: two machines may have another corpus, another Python or another command.
+
+    Args:
+        everyone: each rank's identity, in rank order.
+
+    Raises:
+        Refused: naming each key that differs and the first rank where it does.
+    """
+    first = everyone[0]
+    different = {key: rank for rank, other in reversed(list(enumerate(everyone))) for key in first if other.get(key) != first[key]}
+    if different:
+        raise Refused(
+            [
+                f"{key} is not the same on rank {rank} as on rank 0: start all ranks with the same command, and give them the same data "
+                "(the default corpus is the running Python's own, so it needs the same Python everywhere)."
+                for key, rank in different.items()
+            ]
+        )
+
+
 def require_same(state: RunState, now: dict[str, Any], folder: Path) -> None:
     """Refuses to go on from a checkpoint of another model, corpus, seed or batch.
 

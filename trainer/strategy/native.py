@@ -50,7 +50,7 @@ class NativeStrategy:
         Raises:
             Refused: they cannot be, naming strategy.replicate and strategy.shard.
         """
-        if self.kind == "single" and self.shard == 1 and world_size > 1:
+        if self.name == "single" and self.kind == "single" and self.shard == 1 and world_size > 1:
             raise Refused(f"strategy={self.name} runs on 1 rank, but this run has {ranks(world_size)}: did you mean strategy=ddp?")
         return resolve(self.replicate, self.shard, world_size)
 
