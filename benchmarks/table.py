@@ -64,11 +64,12 @@ def default_run(result: dict[str, Any]) -> Iterator[Row]:
     )
     in_time = result["training_seconds"] <= targets["training_seconds_at_most"]
     yield "`make train`: time in training", f"<= {targets['training_seconds_at_most']} s", f"{result['training_seconds']:.0f} s", in_time
-    least = targets["samples_from_def_at_least"]
+    least = targets["samples_per_20_at_least"]
     for prompt, number in samples["by_prompt"].items():
-        judged = prompt == "def "
-        question = f"Of 20 samples of 128 tokens after {json.dumps(prompt)}, with a line of Python code"
-        yield question, f">= {least}" if judged else "none", f"{number}", number >= least if judged else None
+        judged = not prompt
+        after = f"after {json.dumps(prompt)}" if prompt else "from the beginning of a document"
+        question = f"Of 20 samples of 128 tokens {after}, with a line of Python code"
+        yield question, f">= {least}" if judged else "none", f"{number:.1f}", number >= least if judged else None
     yield "Of 20 real documents' first 128 tokens, with such a line", "none", f"{samples['real_documents_per_20']:.1f}", None
 
 
