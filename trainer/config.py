@@ -27,7 +27,7 @@ class TrainConfig:
     """How long and in which batches."""
 
     steps: int = setting(
-        850,
+        780,
         "optimizer steps of the whole run; the schedule's length",
         minimum=1,
         aliases=("max_steps", "num_steps", "total_steps", "iterations"),
