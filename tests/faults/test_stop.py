@@ -83,10 +83,10 @@ def in_building(rank, folder):
 
     original = trainer.run._build_engine
 
-    def build(job):
+    def build(job, **options):
         (folder / f"building-{rank}").touch()
         until((folder / "go").exists)
-        return original(job)
+        return original(job, **options)
 
     trainer.run._build_engine = build
 
