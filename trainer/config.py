@@ -83,9 +83,9 @@ class SampleConfig:
 
     prompt: str = setting("", "text to go on from; empty: the beginning of a document")
     max_new_tokens: int = setting(128, "most tokens to generate; stops earlier at the end of the document", minimum=1)
-    temperature: float = setting(0.8, "sampling temperature; 0: greedy", minimum=0)
+    temperature: float = setting(0.9, "sampling temperature; 0: greedy", minimum=0)
     top_k: int | None = setting(None, "sample among the k likeliest tokens; None: all", minimum=1)
-    top_p: float = setting(1.0, "sample among the likeliest tokens that hold this probability", above=0, maximum=1)
+    top_p: float = setting(0.95, "sample among the likeliest tokens that hold this probability", above=0, maximum=1)
 
 
 @dataclass
