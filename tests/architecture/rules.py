@@ -43,8 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 """
 
 MAY_NAME_TYPES_ABOVE = {"trainer.protocols"}
-MAY_BE_NAMED_FROM_BELOW = {"trainer.strategy.native"}
-"""Under TYPE_CHECKING only: a Protocol names the types that cross it, and a builder the config that it takes, wherever they live."""
+"""Under TYPE_CHECKING only: a Protocol names the types that cross it, wherever they live."""
 
 MAX_FILE = 400
 MAX_FILE_OF = {"trainer/trainer.py": 350}
@@ -91,7 +90,7 @@ def direction_problems(sources: Sequence[Source]) -> Iterator[str]:
             continue
         for found in imports_of(source, modules):
             target = floor_of(found.target)
-            if found.when == "typing" and (source.module in MAY_NAME_TYPES_ABOVE or found.target in MAY_BE_NAMED_FROM_BELOW):
+            if found.when == "typing" and source.module in MAY_NAME_TYPES_ABOVE:
                 continue
             if target is not None and target > floor:
                 yield f"{source.path}:{found.line} imports {found.target}, which lives above it."

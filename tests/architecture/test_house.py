@@ -73,7 +73,6 @@ BAD = [
 FINE = [
     {"trainer/run.py": "import trainer.data.rows\nfrom trainer.errors import Refused"},
     {"trainer/protocols.py": "if TYPE_CHECKING:\n    import trainer.run"},
-    {"trainer/strategy/native.py": "", "trainer/engine/a.py": "if TYPE_CHECKING:\n    from trainer.strategy import native"},
     {"trainer/data/a.py": "import trainer.data.b", "trainer/data/b.py": "def f():\n    import trainer.data.a"},
     {"trainer/run.py": "torch.load(p, weights_only=True)\nmodel.eval()\njson.load(f)\nM.from_pretrained(p, trust_remote_code=False)"},
 ]

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+from trainer.parallel.layout import Layout
 from trainer.precision.config import Precision
 from trainer.precision.dtypes import DTYPES
 
-if TYPE_CHECKING:
-    from trainer.strategy.native import NativeStrategy
 
-
-def shard(model: nn.Module, blocks: str, strategy: NativeStrategy, precision: Precision, mesh: DeviceMesh) -> None:
+def shard(model: nn.Module, blocks: str, layout: Layout, precision: Precision, mesh: DeviceMesh) -> None:
     """Shards ``model`` in place: each block is one group, and what lies outside of blocks is the root's.
 
     Args:
         model: on meta or not.
         blocks: dotted path of the block list.
-        strategy: resharding and offload.
+        layout: resharding and offload.
         precision: parameters are gathered in its compute type, gradients reduced in its reduce type.
         mesh: the shard axis, or (replicate, shard) for hybrid sharding.
     """
@@ -30,9 +27,9 @@ def shard(model: nn.Module, blocks: str, strategy: NativeStrategy, precision: Pr
         param_dtype=None if precision.compute == "fp32" else DTYPES[precision.compute],
         reduce_dtype=DTYPES[precision.reduce],
     )
-    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if strategy.cpu_offload else OffloadPolicy()
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if layout.cpu_offload else OffloadPolicy()
     for block in model.get_submodule(blocks).children():
-        fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=strategy.reshard_after_forward)
+        fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=layout.reshard_after_forward)
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=False)
 
 

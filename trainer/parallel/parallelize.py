@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -19,11 +18,9 @@ from trainer.distributed.sharding import local_index, local_part
 from trainer.model.head import Scorer, swap_head
 from trainer.model.names import aliases, named_owners
 from trainer.parallel import ddp, fsdp
+from trainer.parallel.layout import Layout
 from trainer.precision.dtypes import DTYPES
 from trainer.protocols import EngineJob, Weights
-
-if TYPE_CHECKING:
-    from trainer.strategy.native import NativeStrategy
 
 
 @dataclass(frozen=True)
@@ -45,28 +42,28 @@ class Parallelized:
     optimizer: torch.optim.Optimizer
 
 
-def parallelize(job: EngineJob, strategy: NativeStrategy) -> Parallelized:
-    """Prepares ``job.skeleton`` for training under ``strategy``, in place."""
+def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
+    """Prepares ``job.skeleton`` for training under ``layout``, in place."""
     model, family, mesh = job.skeleton.model, job.skeleton.family, job.mesh
     tied = aliases(model)
 
     head = swap_head(model, family.head)
 
-    if strategy.fully_shard:
+    if layout.fully_shard:
         sharded_over = mesh["shard"] if mesh["replicate"].size() == 1 else mesh["replicate", "shard"]
-        fsdp.shard(model, family.blocks, strategy, job.precision, sharded_over)
+        fsdp.shard(model, family.blocks, layout, job.precision, sharded_over)
 
-    _allocate(model, tied, job.device, parameters_on="cpu" if strategy.cpu_offload else job.device)
+    _allocate(model, tied, job.device, parameters_on="cpu" if layout.cpu_offload else job.device)
     _fill(model, job.weights)
 
-    casts_itself = strategy.fully_shard or job.precision.compute == "fp32"
+    casts_itself = layout.fully_shard or job.precision.compute == "fp32"
     scorer = Scorer(model, head, compute_dtype=None if casts_itself else DTYPES[job.precision.compute])
     trained: nn.Module = scorer
     accumulating: Callable[[bool], AbstractContextManager[None]] = lambda is_last: nullcontext()  # noqa: E731
-    if strategy.fully_shard and not strategy.reduce_every_micro_batch:
+    if layout.fully_shard and not layout.reduce_every_micro_batch:
         accumulating = partial(fsdp.accumulating, model)
-    elif not strategy.fully_shard and mesh["replicate"].size() > 1:
-        trained = ddp.replicate(scorer, mesh["replicate"], strategy.bucket_mb)
+    elif not layout.fully_shard and mesh["replicate"].size() > 1:
+        trained = ddp.replicate(scorer, mesh["replicate"], layout.bucket_mb)
         accumulating = partial(ddp.accumulating, trained)
 
     return Parallelized(model, scorer, trained, accumulating, job.make_optimizer(named_owners(model)))

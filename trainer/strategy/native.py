@@ -79,6 +79,8 @@ class NativeStrategy:
     def build(self, job: EngineJob) -> Engine:
         """Parallelizes the job's skeleton and builds the native engine around it."""
         from trainer.engine.native import NativeEngine
+        from trainer.parallel.layout import Layout
         from trainer.parallel.parallelize import parallelize
 
-        return NativeEngine(job, parallelize(job, self))
+        layout = Layout(self.fully_shard, self.reshard_after_forward, self.cpu_offload, self.reduce_every_micro_batch, self.bucket_mb)
+        return NativeEngine(job, parallelize(job, layout))

@@ -1,0 +1,22 @@
+"""How a model is spread over the mesh, as values: what a strategy's config comes down to for the functions that wrap."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is sharded, and how gradients travel.
+
+    Attributes:
+        fully_shard: shard parameters, gradients and moments over the shard axis; otherwise every rank holds all of them.
+        reshard_after_forward: free gathered parameters between forward and backward.
+        cpu_offload: keep sharded tensors in host memory.
+        reduce_every_micro_batch: reduce-scatter gradients after each micro-batch, not once a step.
+        bucket_mb: size of DDP's all-reduce buckets in MiB.
+    """
+
+    fully_shard: bool
+    reshard_after_forward: bool
+    cpu_offload: bool
+    reduce_every_micro_batch: bool
+    bucket_mb: int
