@@ -8,6 +8,8 @@ import pytest
 from tests.faults.door import Guests
 from trainer import cli
 from trainer.checkpoint import verify
+from trainer.errors import Refused
+from trainer.session.identity import require_one_run
 from trainer.testing import assert_same_curve, read_curve, train_curve
 
 
@@ -91,3 +93,18 @@ def test_a_refused_rerun_replaces_the_exit_record_of_the_session_before(tiny, tm
     elsewhere.mkdir()
     assert cli.main(["train", f"run.dir={elsewhere}", "train.stepz=5"]) == 2
     assert not list(elsewhere.iterdir()), "a folder that is no run directory is left alone"
+
+
+def test_a_step_back_within_a_run_is_refused(flat, tmp_path):
+    run_dir = tmp_path / "run"
+    train_curve([*flat, "checkpoint.every=2", "train.stop_after=4"], run_dir)
+    with pytest.raises(AssertionError, match="one of this run's own checkpoints"):
+        train_curve([*flat, f"checkpoint.resume={run_dir / 'checkpoints' / 'step-2'}"], run_dir)
+    assert "step-4" in checkpoints(run_dir)
+
+
+def test_ranks_that_were_not_started_alike_are_refused_by_key():
+    alike = {"data": "a", "train.seed": 0}
+    require_one_run([alike, dict(alike)])
+    with pytest.raises(Refused, match="data is not the same on rank 1 as on rank 0"):
+        require_one_run([alike, alike | {"data": "b"}, alike | {"data": "c"}])
