@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from trainer.types import Draws
+
+if TYPE_CHECKING:
+    from trainer.protocols import Order
 
 _ROUNDS = 16
 _MIX_1 = np.uint64(0x9E3779B97F4A7C15)
@@ -36,57 +42,73 @@ class SampleOrder:
     def __init__(self, num_samples: int, seed: int):
         assert 1 <= num_samples <= 1 << 62 and seed >= 0, "the corpus has been checked to have rows, the config to have a seed"
         self.num_samples, self.seed = num_samples, seed
-        left = math.isqrt(num_samples - 1) + 1
-        self._left, self._right = np.uint64(left), np.uint64(-(-num_samples // left))
 
-    def batch(self, step: int, global_batch: int) -> np.ndarray:
-        """The sample ids of a step: positions (step - 1) * global_batch up to step * global_batch - 1 of the stream.
-
-        Epochs follow each other without padding or dropping, so a batch may hold the end of one and the beginning of the next.
-
-        Args:
-            step: counted from 1; every step costs the same.
-            global_batch: samples per step over all ranks.
-
-        Returns:
-            int64 (global_batch,).
-        """
-        return self.batches(step, 1, global_batch)[0]
-
-    def batches(self, first: int, num_steps: int, global_batch: int) -> np.ndarray:
-        """The batches of consecutive steps at once, int64 (num_steps, global_batch): many small ones cost little more than one."""
-        assert first >= 1, "steps count from 1"
-        begin = (first - 1) * global_batch
-        ids = self._ids(np.arange(begin, begin + num_steps * global_batch, dtype=np.int64))
-        return ids.reshape(num_steps, global_batch)
-
-    def _ids(self, positions: np.ndarray) -> np.ndarray:
-        """The samples at ascending positions (n,) of the stream."""
+    def at(self, positions: np.ndarray) -> Draws:
+        """The samples at positions (n,) of the stream, and in which epoch each is."""
         epochs, indices = np.divmod(positions, self.num_samples)
-        first = int(epochs[0])
-        keys = np.stack([self._epoch_keys(epoch) for epoch in range(first, int(epochs[-1]) + 1)], axis=1)[:, epochs - first]
-        ids = self._permute(indices.astype(np.uint64), keys)
-        outside = np.flatnonzero(ids >= self.num_samples)
-        while outside.size:
-            ids[outside] = self._permute(ids[outside], keys[:, outside])
-            outside = outside[ids[outside] >= self.num_samples]
-        return ids.astype(np.int64)
+        distinct, which = np.unique(epochs, return_inverse=True)
+        texts = [f"isotrain order {self.seed} {epoch}" for epoch in distinct.tolist()]
+        return Draws(permuted(indices, self.num_samples, texts, which), epochs)
 
-    def _epoch_keys(self, epoch: int) -> np.ndarray:
-        return np.frombuffer(hashlib.shake_256(f"isotrain order {self.seed} {epoch}".encode()).digest(8 * _ROUNDS), "<u8")
 
-    def _permute(self, points: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """One pass of the network over points (n,) below a * b with keys (rounds, n)."""
-        left, right = np.divmod(points, self._right)
-        for even, odd in zip(keys[::2], keys[1::2], strict=True):
-            left = _add(left, _scramble(right, even, self._left), self._left)
-            right = _add(right, _scramble(left, odd, self._right), self._right)
-        return left * self._right + right
+def step_draws(order: Order, first: int, num_steps: int, global_batch: int) -> Draws:
+    """The samples of consecutive steps: step s takes positions (s - 1) * global_batch up to s * global_batch - 1 of the stream.
+
+    Epochs follow each other without padding or dropping, so a step may hold the end of one and the beginning of the next. Many small
+    steps at once cost little more than one.
+
+    Args:
+        order: the stream.
+        first: the first step, counted from 1; every step costs the same.
+        num_steps: how many steps, at least 1.
+        global_batch: samples per step over all ranks.
+
+    Returns:
+        Arrays (num_steps, global_batch).
+    """
+    assert first >= 1, "steps count from 1"
+    begin = (first - 1) * global_batch
+    draws = order.at(np.arange(begin, begin + num_steps * global_batch, dtype=np.int64))
+    return Draws(draws.ids.reshape(num_steps, global_batch), draws.epochs.reshape(num_steps, global_batch))
 
 
 def samples_hash(ids: np.ndarray) -> str:
     """The first 16 hex digits of the SHA-256 of sample ids as little-endian int64."""
     return hashlib.sha256(np.ascontiguousarray(ids, "<i8").tobytes()).hexdigest()[:16]
+
+
+def permuted(indices: np.ndarray, size: int, texts: list[str], which: np.ndarray) -> np.ndarray:
+    """Where permutations of ``range(size)`` send points: steps 2 to 5 of the specification of ``SampleOrder``.
+
+    Args:
+        indices: int64 (n,), each below ``size``.
+        size: N.
+        texts: one key text for each permutation.
+        which: (n,), the place in ``texts`` of each point's permutation.
+
+    Returns:
+        int64 (n,).
+    """
+    if not texts:
+        return indices
+    keys = np.stack([np.frombuffer(hashlib.shake_256(text.encode()).digest(8 * _ROUNDS), "<u8") for text in texts], axis=1)[:, which]
+    left = math.isqrt(size - 1) + 1
+    sides = np.uint64(left), np.uint64(-(-size // left))
+    points = _network(indices.astype(np.uint64), keys, *sides)
+    outside = np.flatnonzero(points >= size)
+    while outside.size:
+        points[outside] = _network(points[outside], keys[:, outside], *sides)
+        outside = outside[points[outside] >= size]
+    return points.astype(np.int64)
+
+
+def _network(points: np.ndarray, keys: np.ndarray, a: np.uint64, b: np.uint64) -> np.ndarray:
+    """One pass over points (n,) below a * b with keys (rounds, n)."""
+    left, right = np.divmod(points, b)
+    for even, odd in zip(keys[::2], keys[1::2], strict=True):
+        left = _add(left, _scramble(right, even, a), a)
+        right = _add(right, _scramble(left, odd, b), b)
+    return left * b + right
 
 
 def _scramble(half: np.ndarray, key: np.ndarray, size: np.uint64) -> np.ndarray:
