@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor, nn
     from torch.distributed.device_mesh import DeviceMesh
 
+    from trainer.data.fingerprint import StatIndex
+    from trainer.data.sources import Skipped
     from trainer.distributed.degrees import Degrees
-    from trainer.types import Batch, Evaluation, LossTerms, Rows, Scores, StepPlan, StepRecord, StepStats
+    from trainer.types import (
+        Batch,
+        Context,
+        Draws,
+        Evaluation,
+        LossTerms,
+        Needs,
+        Outputs,
+        Record,
+        Samples,
+        Scores,
+        StepPlan,
+        StepRecord,
+        StepStats,
+    )
 
 
 class Weights(Protocol):
@@ -24,19 +41,60 @@ class Weights(Protocol):
         ...
 
 
-class Objective(Protocol):
-    """What is learned. A loss is a sum over samples; see the contract Gradient in docs/contracts.md."""
+class Order(Protocol):
+    """In which order samples are seen: a pure function of its arguments, the same on every machine and for every layout."""
 
-    def collate(self, rows: Rows) -> Batch:
-        """Turns rows into a micro-batch with labels aligned to the outputs, -100 where there is no target; ``targets`` is among its counts."""
+    num_samples: int
+
+    def at(self, positions: np.ndarray) -> Draws:
+        """The samples at ascending positions (n,) of the stream, counted from 0; every position costs the same."""
+        ...
+
+
+class Source(Protocol):
+    """Where records come from."""
+
+    @property
+    def root(self) -> str:
+        """The place in words, for messages and to name its index."""
+        ...
+
+    def digest(self, index: StatIndex) -> str:
+        """A hash of everything that ``records`` depends on; ``index`` remembers files that have not changed."""
+        ...
+
+    def num_bytes(self) -> int:
+        """About how much there is to read, for the progress bar."""
+        ...
+
+    def records(self, skipped: Skipped) -> Iterator[Record]:
+        """Yields all records in one fixed order; tells ``skipped`` of those that cannot be used."""
+        ...
+
+
+class Objective(Protocol):
+    """What is learned. A loss is a sum over samples; see the contract Gradient in docs/contracts.md.
+
+    Attributes:
+        task: which model and head it trains: ``causal_lm``, ``masked_lm``, ``seq2seq`` or ``classification`` (trainer.model.families).
+    """
+
+    task: str
+
+    def needs(self, sequence_length: int, target_length: int | None) -> Needs:
+        """What it reads of a corpus, given ``data.sequence_length`` and ``data.target_length``; free of torch."""
+        ...
+
+    def collate(self, samples: Samples, context: Context) -> Batch:
+        """Turns samples into a micro-batch with labels aligned to the outputs, -100 where there is no target; ``targets`` is among its counts."""
         ...
 
     def loss(self, scores: Scores, batch: Batch) -> LossTerms:
-        """Named sums over the micro-batch, each with the count that divides it."""
+        """Named sums over the micro-batch, each with the count that divides it; terms of weight 0 are only reported."""
         ...
 
-    def metrics(self, means: dict[str, float]) -> dict[str, float]:
-        """What to report of the held-out split, from each term's mean over it; ``loss`` is among them."""
+    def metrics(self, means: dict[str, float], outputs: Outputs) -> dict[str, float]:
+        """What to report of the held-out split, from each term's mean over it and the model's outputs; ``loss`` is among them."""
         ...
 
 
@@ -45,6 +103,7 @@ class Engine(Protocol):
 
     data_rank: int
     data_size: int
+    device: torch.device
 
     def sum_over_data(self, values: Tensor) -> Tensor:
         """Adds up ``values`` over the data ranks; the result is on every rank."""
@@ -62,8 +121,12 @@ class Engine(Protocol):
         """Clips and applies the accumulated gradient unless its norm is not finite; clears it either way."""
         ...
 
-    def score(self, batch: Batch) -> LossTerms:
-        """This rank's terms of one micro-batch, without gradients and with dropout off."""
+    def score(self, batch: Batch) -> tuple[LossTerms, Scores]:
+        """This rank's terms of one micro-batch and what they were made of, without gradients and with dropout off."""
+        ...
+
+    def gather_over_data(self, values: Tensor) -> Tensor:
+        """Puts the data ranks' ``values`` (n, ...) of one shape one after the other, (data_size * n, ...), on every rank."""
         ...
 
     def inference(self) -> AbstractContextManager[tuple[Any, dict[str, Any]]]:
