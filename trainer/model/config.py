@@ -1,13 +1,15 @@
-"""Model presets: the shape of a transformer. Vocabulary and special ids are the tokenizer's and never appear here."""
+"""What every model preset has. Vocabulary and special ids are the tokenizer's and never appear in one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.schema import setting
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedConfig
 
     from trainer.types import Vocabulary
@@ -24,101 +26,29 @@ class Model:
         aliases=("attn_implementation",),
     )
 
-
-@dataclass
-class Llama(Model):
-    """A Llama-like decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU. All dropouts 0."""
-
-    hidden_size: int = setting(128, "width of the residual stream", minimum=1, aliases=("d_model", "n_embd", "dim"))
-    num_layers: int = setting(4, "decoder blocks", minimum=1, aliases=("num_hidden_layers", "n_layer", "depth"))
-    num_heads: int = setting(4, "attention heads", minimum=1, aliases=("num_attention_heads", "n_head"))
-    num_kv_heads: int | None = setting(None, "key-value heads; None: as many as heads", minimum=1, aliases=("num_key_value_heads",))
-    intermediate_size: int = setting(384, "width of the feed-forward block", minimum=1, aliases=("ffn_dim", "n_inner"))
-    max_positions: int = setting(2048, "longest sequence", minimum=1, aliases=("max_position_embeddings", "n_positions", "block_size"))
-    rope_theta: float = setting(10000.0, "base of the rotary frequencies", above=0)
-    tie_embeddings: bool = setting(True, "the output head shares the embedding's weight", aliases=("tie_word_embeddings",))
-    attention_dropout: float = setting(0.0, "dropout probability on attention weights", minimum=0, below=1)
-    initializer_range: float = setting(0.02, "standard deviation of new weights", above=0)
-
     def problems(self) -> list[str]:
         """Contradictions inside this model, one sentence each."""
-        found = []
-        if self.hidden_size % self.num_heads:
-            found.append(f"model.hidden_size={self.hidden_size} is not a multiple of model.num_heads={self.num_heads}.")
-        if self.num_kv_heads and self.num_heads % self.num_kv_heads:
-            found.append(f"model.num_heads={self.num_heads} is not a multiple of model.num_kv_heads={self.num_kv_heads}.")
-        return found
+        return []
+
+    def fetch(self) -> dict[str, Path]:
+        """Local folders of pretrained weights, by the prefix of the names that they give; empty for a random initialisation.
+
+        Raises:
+            Refused: they are not here and cannot be fetched.
+        """
+        return {}
+
+    def config_for(self, vocabulary: Vocabulary, folders: dict[str, Path]) -> PreTrainedConfig:
+        """The transformers config of this model, for a tokenizer's vocabulary or as ``folders`` say."""
+        return self.build_config(vocabulary)
 
     def build_config(self, vocabulary: Vocabulary) -> PreTrainedConfig:
         """The transformers config of this model for a tokenizer's vocabulary."""
-        from transformers import LlamaConfig
-
-        return LlamaConfig(
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.num_layers,
-            num_attention_heads=self.num_heads,
-            num_key_value_heads=self.num_kv_heads or self.num_heads,
-            intermediate_size=self.intermediate_size,
-            max_position_embeddings=self.max_positions,
-            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
-            tie_word_embeddings=self.tie_embeddings,
-            attention_dropout=self.attention_dropout,
-            initializer_range=self.initializer_range,
-            **vocabulary.model_fields(),
-        )
+        raise NotImplementedError(f"{type(self).__name__} is a model config without build_config()")
 
 
-@dataclass
-class Gpt2(Model):
-    """A GPT-2 decoder: LayerNorm, learned positions, GELU, tied embeddings. All dropouts 0 unless set."""
-
-    hidden_size: int = setting(128, "width of the residual stream", minimum=1, aliases=("d_model", "n_embd", "dim"))
-    num_layers: int = setting(4, "decoder blocks", minimum=1, aliases=("num_hidden_layers", "n_layer", "depth"))
-    num_heads: int = setting(4, "attention heads", minimum=1, aliases=("num_attention_heads", "n_head"))
-    max_positions: int = setting(1024, "longest sequence", minimum=1, aliases=("max_position_embeddings", "n_positions", "block_size"))
-    dropout: float = setting(
-        0.0,
-        "dropout probability on embeddings, attention weights and residuals",
-        minimum=0,
-        below=1,
-        aliases=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
-    )
-    initializer_range: float = setting(0.02, "standard deviation of new weights", above=0)
-
-    def problems(self) -> list[str]:
-        """Contradictions inside this model, one sentence each."""
-        if self.hidden_size % self.num_heads:
-            return [f"model.hidden_size={self.hidden_size} is not a multiple of model.num_heads={self.num_heads}."]
-        return []
-
-    def build_config(self, vocabulary: Vocabulary) -> PreTrainedConfig:
-        """The transformers config of this model for a tokenizer's vocabulary."""
-        from transformers import GPT2Config
-
-        return GPT2Config(
-            n_embd=self.hidden_size,
-            n_layer=self.num_layers,
-            n_head=self.num_heads,
-            n_positions=self.max_positions,
-            resid_pdrop=self.dropout,
-            embd_pdrop=self.dropout,
-            attn_pdrop=self.dropout,
-            initializer_range=self.initializer_range,
-            **vocabulary.model_fields(),
-        )
-
-
-@dataclass
-class Pretrained(Model):
-    """Weights and shape from a Hugging Face folder or hub id; safetensors only, no code is run from it."""
-
-    path: str = setting(
-        "???",
-        "a folder with config.json and *.safetensors, or a hub id",
-        aliases=("model_name_or_path", "pretrained_model_name_or_path", "name_or_path"),
-    )
-    revision: str | None = setting(None, "commit, tag or branch of a hub id; None: the default branch")
-
-    def problems(self) -> list[str]:
-        """Nothing to contradict before the folder is read."""
-        return []
+def heads_problems(model: Any) -> list[str]:
+    """A sentence where the width cannot be divided among the attention heads."""
+    if model.hidden_size % model.num_heads:
+        return [f"model.hidden_size={model.hidden_size} is not a multiple of model.num_heads={model.num_heads}."]
+    return []

@@ -1,10 +1,32 @@
-"""What the framework must know of each transformer family: where its blocks and its output head are."""
+"""What the framework must know of each transformer family: where its blocks and its heads are, and how it takes positions and padding."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING
 
 from trainer.errors import Refused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class Head:
+    """The end of a model for one task.
+
+    Attributes:
+        linear: dotted path of the ``nn.Linear`` whose logits are scored against labels; None: the objective takes the logits.
+        block: dotted path of the module that turns hidden states into logits, which is asked at target places only; None: ``linear``.
+        bias: dotted path of a buffer that the model adds to the logits after ``linear``.
+        new: parts of names of parameters that a pretrained folder may lack, because the task is new to it.
+    """
+
+    linear: str | None
+    block: str | None = None
+    bias: str | None = None
+    new: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -13,21 +35,108 @@ class Family:
 
     Attributes:
         name: as it appears in tables and messages.
-        blocks: dotted path of the list of transformer blocks.
-        head: dotted path of the output head, an ``nn.Linear``.
-        max_positions: field of the transformers config that holds the longest sequence.
+        blocks: dotted paths of the lists of transformer blocks.
+        heads: by task, as objectives name it.
+        max_positions: dotted field of the transformers config that holds the longest sequence; None: no limit.
+        causal: whether a slot sees only those before it, so that neither padding nor what follows matters to it.
+        first_position: field of the config above which positions begin; None: they begin at 0.
+        unused: dotted paths of modules that are built but never reached by the loss; they are left out.
     """
 
     name: str
-    blocks: str
-    head: str
-    max_positions: str
+    blocks: tuple[str, ...]
+    heads: dict[str, Head]
+    max_positions: str | None
+    causal: bool = False
+    first_position: str | None = None
+    unused: tuple[str, ...] = ()
+
+    def head(self, task: str) -> Head:
+        """Its head for a task; raises ``Refused`` where it has none."""
+        if task not in self.heads:
+            raise Refused(
+                f"objective: the model is a {self.name}, which is trained as {' or '.join(self.heads)} here, not as {task}: "
+                "choose another objective or model."
+            )
+        return self.heads[task]
+
+    def offset(self, config: PreTrainedConfig) -> int:
+        """The position of a document's first token."""
+        return 0 if self.first_position is None else getattr(config, self.first_position) + 1
+
+    def longest(self, config: PreTrainedConfig) -> int | None:
+        """The longest sequence that a model of this config takes; None: any."""
+        if self.max_positions is None:
+            return None
+        return reduce(getattr, self.max_positions.split("."), config) - self.offset(config)
 
 
-LLAMA_LIKE = Family("Llama-like", blocks="model.layers", head="lm_head", max_positions="max_position_embeddings")
-GPT2 = Family("GPT-2", blocks="transformer.h", head="lm_head", max_positions="n_positions")
+LLAMA_LIKE = Family(
+    "Llama-like",
+    blocks=("model.layers",),
+    heads={"causal_lm": Head("lm_head"), "classification": Head(None, new=("score.",))},
+    max_positions="max_position_embeddings",
+    causal=True,
+)
+GPT2 = Family(
+    "GPT-2",
+    blocks=("transformer.h",),
+    heads={"causal_lm": Head("lm_head"), "classification": Head(None, new=("score.",))},
+    max_positions="n_positions",
+    causal=True,
+)
+BERT = Family(
+    "BERT",
+    blocks=("bert.encoder.layer",),
+    heads={
+        "masked_lm": Head("cls.predictions.decoder", block="cls", new=("cls.predictions.",)),
+        "classification": Head(None, new=("classifier.", "bert.pooler.")),
+    },
+    max_positions="max_position_embeddings",
+)
+ROBERTA = Family(
+    "RoBERTa",
+    blocks=("roberta.encoder.layer",),
+    heads={
+        "masked_lm": Head("lm_head.decoder", block="lm_head", new=("lm_head.",)),
+        "classification": Head(None, new=("classifier.",)),
+    },
+    max_positions="max_position_embeddings",
+    first_position="pad_token_id",
+)
+T5 = Family("T5", blocks=("encoder.block", "decoder.block"), heads={"seq2seq": Head("lm_head")}, max_positions=None)
+BART = Family(
+    "BART",
+    blocks=("model.encoder.layers", "model.decoder.layers"),
+    heads={"seq2seq": Head("lm_head", bias="final_logits_bias")},
+    max_positions="max_position_embeddings",
+)
+ENCODER_DECODER = Family(
+    "encoder-decoder of two BERTs",
+    blocks=("encoder.encoder.layer", "decoder.bert.encoder.layer"),
+    heads={
+        "seq2seq": Head(
+            "decoder.cls.predictions.decoder",
+            block="decoder.cls",
+            new=("decoder.cls.predictions.", ".crossattention.", "enc_to_dec_proj."),
+        )
+    },
+    max_positions="decoder.max_position_embeddings",
+    unused=("encoder.pooler",),
+)
 
-FAMILIES = {"llama": LLAMA_LIKE, "mistral": LLAMA_LIKE, "qwen2": LLAMA_LIKE, "qwen3": LLAMA_LIKE, "gpt2": GPT2}
+FAMILIES = {
+    "llama": LLAMA_LIKE,
+    "mistral": LLAMA_LIKE,
+    "qwen2": LLAMA_LIKE,
+    "qwen3": LLAMA_LIKE,
+    "gpt2": GPT2,
+    "bert": BERT,
+    "roberta": ROBERTA,
+    "t5": T5,
+    "bart": BART,
+    "encoder-decoder": ENCODER_DECODER,
+}
 """Family by the ``model_type`` of a transformers config."""
 
 

@@ -5,41 +5,52 @@ from __future__ import annotations
 from trainer.errors import Refused
 from trainer.model.skeleton import Skeleton
 from trainer.model.weights import FromSafetensors
-from trainer.types import Vocabulary
+from trainer.types import Needs, Vocabulary
 
 
-def model_problems(skeleton: Skeleton, vocabulary: Vocabulary, sequence_length: int, same_tokenizer: bool) -> list[str]:
+def model_problems(
+    skeleton: Skeleton, vocabulary: Vocabulary, needs: Needs, sequence_length: int, target_length: int | None, same_tokenizer: bool
+) -> list[str]:
     """Everything about the model that cannot work, one sentence each.
 
     Args:
         skeleton: the model on meta.
         vocabulary: of the corpus' tokenizer.
-        sequence_length: ``data.sequence_length``.
+        needs: the objective's.
+        sequence_length, target_length: ``data.sequence_length`` and ``data.target_length``.
         same_tokenizer: whether the corpus was made with the pretrained model's own tokenizer.
     """
-    config, family = skeleton.model.config, skeleton.family
-    problems = []
-    longest = getattr(config, family.max_positions)
-    if sequence_length > longest:
-        problems.append(
-            f"data.sequence_length={sequence_length} is longer than the {longest} positions of the model: lower it to {longest}."
-        )
+    config, longest = skeleton.model.config, skeleton.family.longest(skeleton.model.config)
+    asked = {"data.sequence_length": sequence_length, "data.target_length": target_length if "target" in needs.fields else None}
+    problems = [
+        f"{key}={length} is longer than the {longest} positions of the model: lower it to {longest}."
+        for key, length in asked.items()
+        if longest is not None and length is not None and length > longest
+    ]
     if vocabulary.size > config.vocab_size:
         problems.append(
             f"The tokenizer has {vocabulary.size} ids, but the model's embedding has {config.vocab_size} rows: "
             "leave data.tokenizer.path unset to use the model's own tokenizer."
         )
     elif not same_tokenizer:
+        folder = next(iter(skeleton.folders.values()))
         problems.append(
-            f"data.tokenizer.path is not the tokenizer that model.path={skeleton.source} was trained with: its ids mean other text there. "
+            f"data.tokenizer.path is not the tokenizer that model.path={folder} was trained with: its ids mean other text there. "
             "Leave data.tokenizer.path unset to use the model's own."
+        )
+    if "mask" in needs.special_tokens and vocabulary.mask is None:
+        problems.append("The tokenizer has no mask token, which this objective hides tokens with: name another in data.tokenizer.path.")
+    if needs.num_sentinels > (found := len(vocabulary.sentinels)):
+        problems.append(
+            f"The tokenizer has {found} sentinels <extra_id_0> ..., but rows of data.sequence_length={sequence_length} have up to "
+            f"{needs.num_sentinels} spans: lower it, raise objective.mean_span, or name another tokenizer in data.tokenizer.path."
         )
     return problems + _weight_problems(skeleton)
 
 
 def _weight_problems(skeleton: Skeleton) -> list[str]:
-    """What the pretrained folder lacks; only headers are read."""
-    if skeleton.source is None:
+    """What the pretrained folders lack; only headers are read."""
+    if not skeleton.folders:
         return []
     try:
         FromSafetensors(skeleton, seed=0)

@@ -7,47 +7,84 @@ vocabulary-parallel form can take this one's place without anybody else noticing
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.model.attention import attends_fully, told_of_packing
-from trainer.types import IGNORE
+from trainer.model.attention import attending
+from trainer.model.families import Family, Head
+from trainer.types import IGNORE, Scores
+
+
+@dataclass
+class Asked:
+    """What the head is asked in one forward.
+
+    Attributes:
+        labels: int64, of the shape of its outputs; -100 where there is no target.
+        places: int64 (N,), the flat slots that it is to serve; ``labels`` are then (N,). None: all.
+        bias: (1, V), added to the logits; None: nothing is.
+        hits: becomes bool like ``labels``: whether the label is the likeliest. Left alone in training.
+    """
+
+    labels: Tensor
+    places: Tensor | None = None
+    bias: Tensor | None = None
+    hits: Tensor | None = None
 
 
 class DenseHead(nn.Linear):
     """A linear head over the whole vocabulary."""
 
-    labels: Tensor | None
+    asked: Asked | None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Logits (B, L, V); or, inside ``scoring``, negative log-likelihoods (B, L) in fp32, 0 where the label is -100."""
+        """Logits (..., V); or, inside ``asking``, negative log-likelihoods (...) in fp32, 0 where the label is -100."""
         logits = super().forward(hidden)
-        if self.labels is None:
+        asked = self.asked
+        if asked is None:
             return logits
-        nll = F.cross_entropy(logits.flatten(0, -2).float(), self.labels.flatten(), ignore_index=IGNORE, reduction="none")
-        return nll.view(self.labels.shape).clone()  # a copy, not a view: FSDP hooks its backward onto the model's output
+        if asked.bias is not None:
+            logits = logits + asked.bias
+        flat = logits.flatten(0, -2).float()
+        if not self.training:
+            asked.hits = (flat.argmax(-1) == asked.labels.flatten()).view(asked.labels.shape)
+        nll = F.cross_entropy(flat, asked.labels.flatten(), ignore_index=IGNORE, reduction="none")
+        return nll.view(asked.labels.shape).clone()  # a copy, not a view: FSDP hooks its backward onto the model's output
 
 
-def swap_head(model: nn.Module, path: str) -> DenseHead:
-    """Makes the linear layer at ``path`` a ``DenseHead``, keeping its parameters and its name."""
-    head = model.get_submodule(path)
-    assert type(head) is nn.Linear, f"the head {path} is a {type(head).__name__}, not a plain Linear"
-    head.__class__ = DenseHead
-    head.labels = None  # type: ignore[assignment]
-    return head  # type: ignore[return-value]
+def swap_head(model: nn.Module, head: Head) -> DenseHead | None:
+    """Makes the linear layer of ``head`` a ``DenseHead``, keeping its parameters and its name; None where logits are taken as they are."""
+    if head.linear is None:
+        return None
+    linear = model.get_submodule(head.linear)
+    assert type(linear) is nn.Linear, f"the head {head.linear} is a {type(linear).__name__}, not a plain Linear"
+    linear.__class__ = DenseHead
+    linear.asked = None  # type: ignore[assignment]
+
+    def only_targets(block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What the head does for slots without a target is never needed: they do not reach it."""
+        if linear.asked is None or linear.asked.places is None:  # type: ignore[union-attr]
+            return arguments
+        hidden, *others = arguments
+        return hidden.flatten(0, 1)[linear.asked.places], *others  # type: ignore[union-attr]
+
+    model.get_submodule(head.block or head.linear).register_forward_pre_hook(only_targets)
+    return linear  # type: ignore[return-value]
 
 
 @contextmanager
-def scoring(head: DenseHead, labels: Tensor) -> Iterator[None]:
-    """While inside, ``head`` returns the negative log-likelihood of ``labels`` (B, L)."""
-    head.labels = labels
+def asking(head: DenseHead, asked: Asked) -> Iterator[None]:
+    """While inside, ``head`` answers ``asked``."""
+    head.asked = asked
     try:
         yield
     finally:
-        head.labels = None
+        head.asked = None
 
 
 class Scorer(nn.Module):
@@ -55,28 +92,66 @@ class Scorer(nn.Module):
 
     Args:
         model: the transformers model.
-        head: its swapped head.
+        head: its swapped head; None: logits come out.
+        family: of the model.
+        bias: dotted path of the buffer that the model adds after its head.
         compute_dtype: when given, parameters are cast to it for the call, and gradients come back to the fp32 parameters.
             FSDP casts by itself and leaves it None.
     """
 
-    def __init__(self, model: nn.Module, head: DenseHead, compute_dtype: torch.dtype | None = None):
+    def __init__(
+        self, model: nn.Module, head: DenseHead | None, family: Family, bias: str | None = None, compute_dtype: torch.dtype | None = None
+    ):
         super().__init__()
         self.model = model
         self._head = [head]  # in a list: it is registered inside the model already
+        self._bias = bias
+        self._family = family
         self._compute_dtype = compute_dtype
-        self._told = attends_fully(model.config)
 
-    def forward(self, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-        """Negative log-likelihoods (B, L) in fp32.
+    def forward(self, inputs: dict[str, Tensor], labels: Tensor, places: Tensor | None = None) -> Tensor:
+        """Negative log-likelihoods like ``labels`` in fp32; logits (B, ...) where there is no head to ask.
 
         Args:
-            inputs: of the model; with ``position_ids`` only where rows hold more than one document.
-            labels: int64 (B, L), -100 where there is no target.
+            inputs: of the model; with ``position_ids`` only where rows hold more than one document, ``lengths`` only where rows are padded.
+            labels: int64, aligned with the outputs, -100 where there is no target.
+            places: int64 (N,), the only flat slots to score; ``labels`` are then (N,).
         """
-        telling = told_of_packing(self.model.config, inputs) if self._told else nullcontext(inputs)
-        with scoring(self._head[0], labels), telling as told:
+        return self._outputs(inputs, Asked(labels, places))
+
+    def score(self, inputs: dict[str, Tensor], labels: Tensor, places: Tensor | None = None) -> Scores:
+        """The same with everything that evaluation wants to know beside; the model is in evaluation mode."""
+        asked = Asked(labels, places)
+        return self.scores(self._outputs(inputs, asked), asked.hits)
+
+    def scores(self, outputs: Tensor, hits: Tensor | None = None) -> Scores:
+        """What an objective sees of the outputs of ``forward``."""
+        return Scores(logits=outputs) if self._head[0] is None else Scores(nll=outputs, hits=hits)
+
+    def _outputs(self, inputs: dict[str, Tensor], asked: Asked) -> Tensor:
+        with ExitStack() as stack:
+            told = stack.enter_context(attending(self.model.config, self._family, inputs))
+            if head := self._head[0]:
+                asked.bias = stack.enter_context(_taken_over(self.model, self._bias))
+                stack.enter_context(asking(head, asked))
             if self._compute_dtype is None:
                 return self.model(**told, use_cache=False).logits
             cast = {name: parameter.to(self._compute_dtype) for name, parameter in self.model.named_parameters()}
             return torch.func.functional_call(self.model, cast, (), {**told, "use_cache": False}).logits
+
+
+@contextmanager
+def _taken_over(model: nn.Module, path: str | None) -> Iterator[Tensor | None]:
+    """Yields the buffer that a model adds to its head's output; meanwhile the model adds zero to the likelihoods that come instead."""
+    if path is None:
+        yield None
+        return
+    owner, _, name = path.rpartition(".")
+    buffers = model.get_submodule(owner)._buffers
+    bias = buffers[name]
+    assert bias is not None
+    buffers[name] = bias.new_zeros(1)
+    try:
+        yield bias
+    finally:
+        buffers[name] = bias

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from trainer.errors import Refused
-from trainer.model.config import Model, Pretrained
-from trainer.model.families import Family, family_of
+from trainer.model.config import Model
+from trainer.model.families import Family, Head, family_of
 from trainer.types import Vocabulary
+
+CLASSES = {
+    "causal_lm": AutoModelForCausalLM,
+    "masked_lm": AutoModelForMaskedLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
+    "classification": AutoModelForSequenceClassification,
+}
+"""What transformers calls a model for a task."""
+
+PROBLEM_TYPES = {"class": "single_label_classification", "classes": "multi_label_classification", "number": "regression"}
+"""What transformers calls the kinds of label (trainer.types.Needs)."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +39,19 @@ class Skeleton:
     Attributes:
         model: transformers model, every tensor on meta.
         family: its places.
-        source: folder of pretrained weights, or None for a random initialisation.
+        task: what it is trained for; names its head.
+        folders: where pretrained weights lie, by the prefix of the names that they give; empty for a random initialisation.
     """
 
     model: PreTrainedModel
     family: Family
-    source: Path | None
+    task: str
+    folders: dict[str, Path]
+
+    @property
+    def head(self) -> Head:
+        """The head of its task."""
+        return self.family.head(self.task)
 
     @property
     def num_parameters(self) -> int:
@@ -35,57 +59,61 @@ class Skeleton:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def build_skeleton(model: Model, vocabulary: Vocabulary, source: Path | None = None) -> Skeleton:
+def build_skeleton(
+    model: Model,
+    task: str,
+    vocabulary: Vocabulary,
+    folders: dict[str, Path] | None = None,
+    labels: tuple[str, ...] | None = None,
+    label_kind: str | None = None,
+) -> Skeleton:
     """Builds ``model`` on the meta device.
 
     Args:
         model: the preset.
+        task: the objective's.
         vocabulary: the tokenizer's; its size and special ids are the model's unless it is pretrained.
-        source: local folder of a pretrained model.
+        folders: what ``model.fetch()`` gave; empty for a random initialisation.
+        labels: names of the classes, for classification.
+        label_kind: ``class``, ``classes`` or ``number``, for classification.
 
     Raises:
-        Refused: the family is not supported or the folder's config cannot be read.
+        Refused: the family is not supported, cannot do the task, or a folder's config cannot be read.
     """
-    if isinstance(model, Pretrained):
-        assert source is not None
-        config = read_config(source)
-    else:
-        config = model.build_config(vocabulary)  # type: ignore[attr-defined]
+    folders = folders or {}
+    config = model.config_for(vocabulary, folders)
     family = family_of(config.model_type)
+    family.head(task)
+    if label_kind is not None:
+        names = labels or ("value",)
+        config.problem_type = PROBLEM_TYPES[label_kind]
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: number for number, name in enumerate(names)}
+        if family.causal or config.pad_token_id is None:
+            config.pad_token_id = vocabulary.fill  # decoders find a row's end by it
     with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(config, attn_implementation=model.attention, dtype=torch.float32)
-    return Skeleton(built, family, source)
+        built = build_model(config, task, attn_implementation=model.attention)
+    return Skeleton(built, family, task, folders)
 
 
-def read_config(folder: Path) -> PreTrainedConfig:
-    """The transformers config of a local folder; no code from the folder is run."""
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise Refused(f"model.path={folder}: its config.json cannot be used: {error}") from error
+def build_model(config: PreTrainedConfig, task: str, **options: str) -> PreTrainedModel:
+    """The transformers model of a config for a task, fp32, without the modules that its loss never reaches."""
+    model = CLASSES[task].from_config(config, dtype=torch.float32, **options)
+    for path in family_of(config.model_type).unused:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, None)
+    config.architectures = [type(model).__name__]
+    return model
 
 
-def pretrained_folder(model: Any) -> Path | None:
-    """The local folder of a pretrained model, fetched from the hub when ``model.path`` is no folder; None for other models.
+def task_of(config: PreTrainedConfig) -> str:
+    """The task that a saved config was for, by the class that it names.
 
     Raises:
-        Refused: there is no such folder and the hub does not give it.
+        Refused: it names none of ``CLASSES``, such as an encoder without a head.
     """
-    if not isinstance(model, Pretrained):
-        return None
-    folder = Path(model.path).expanduser()
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                model.path, revision=model.revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-            )
-        )
-    except Exception as error:  # the hub client raises many types: offline, no such repository, no permission
-        raise Refused(
-            f"model.path={model.path} is neither a local folder nor a hub model that can be fetched ({type(error).__name__}). "
-            "Give a folder with config.json and *.safetensors, or fetch it first where there is a network: hf download " + model.path
-        ) from error
+    named = (config.architectures or ["no class"])[0]
+    for task in family_of(config.model_type).heads:
+        if CLASSES[task]._model_mapping[type(config)].__name__ == named:
+            return task
+    raise Refused(f"The model's config.json names {named}, which is not a model for any of the tasks {', '.join(CLASSES)}.")

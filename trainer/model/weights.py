@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -45,21 +46,23 @@ class FromSeed:
     def fill(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
         """The fp32 CPU value, or its slice, of the parameter or buffer ``name``."""
         name = self._aliases.get(name, name)
-        unit = next(unit for unit in self._units if name == unit or name.startswith(unit + "."))
-        if self._drawn[0] != unit:
-            self._drawn = (unit, self._draw(unit))
+        unit = next(unit for unit in self._units if unit.holds(name))
+        if self._drawn[0] != unit.path or not self._drawn[1]:
+            self._drawn = (unit.path, self._draw(unit))
         value = self._drawn[1][name]
         return value if index is None else value[index]
 
     @torch.no_grad()
-    def _draw(self, unit: str) -> dict[str, Tensor]:
-        module = copy.deepcopy(self._model.get_submodule(unit)).to_empty(device="cpu")
+    def _draw(self, unit: _Unit) -> dict[str, Tensor]:
+        original = self._model.get_submodule(unit.path)
+        module = copy.deepcopy(original).to_empty(device="cpu") if unit.whole else _own_tensors_only(original)
+        drawer = _nearest_model(self._model, unit.path)
         with torch.random.fork_rng(devices=[]):
-            for path, child in _children_first(module, unit):
+            for path, child in _children_first(module, unit.path) if unit.whole else [(unit.path, module)]:
                 torch.manual_seed(named_seed(self._seed, path))
-                self._model._init_weights(child)
-        tensors = dict(module.named_parameters(prefix=unit)) | dict(module.named_buffers(prefix=unit))
-        return {name: tensor.detach() for name, tensor in tensors.items()}
+                drawer._init_weights(child)
+        named = dict(module.named_parameters(unit.path, unit.whole)) | dict(module.named_buffers(unit.path, unit.whole))
+        return {name: tensor.detach() for name, tensor in named.items()}
 
 
 class Unfilled:
@@ -80,55 +83,93 @@ class Unfilled:
 
 
 class FromSafetensors:
-    """Pretrained weights out of a folder's ``*.safetensors``; only the slices asked for are read.
+    """Pretrained weights out of folders' ``*.safetensors``; only the slices asked for are read.
 
     Args:
-        skeleton: the model on meta, with the folder as its source.
-        seed: for what the folder cannot hold: buffers that are computed, not stored.
+        skeleton: the model on meta, with its folders.
+        seed: for what the folders do not hold: buffers that are computed, and the head of a task that is new to the weights.
+
+    Attributes:
+        new: names of the parameters that are drawn from the seed.
 
     Raises:
-        Refused: a parameter is missing from the folder, or has another shape or a quantized type there; the first five.
+        Refused: a parameter is missing from the folders, or has another shape or a quantized type there; the first five.
     """
 
     def __init__(self, skeleton: Skeleton, seed: int):
-        assert skeleton.source is not None
-        self._computed = FromSeed(skeleton, seed)
-        self._files = _locate(skeleton.source)
-        self._prefix = skeleton.model.base_model_prefix + "."
+        assert skeleton.folders
+        self._drawn = FromSeed(skeleton, seed)
+        self._parts = {prefix: _Stored(folder) for prefix, folder in skeleton.folders.items()}
+        self._base = skeleton.model.base_model_prefix if "" in self._parts else skeleton.model.encoder.base_model_prefix
         self._aliases = aliases(skeleton.model)
         self._parameters = {name for name, _ in skeleton.model.named_parameters()}
+        self.new: list[str] = []
         if problems := list(islice(self._problems(skeleton), 5)):
             raise Refused(problems)
 
     def fill(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
         """The fp32 CPU value, or its slice, of the parameter or buffer ``name``."""
         name = self._aliases.get(name, name)
-        if name not in self._parameters:
-            return self._computed.fill(name, index)
-        stored = self._stored(name)
+        if name not in self._parameters or name in self.new:
+            return self._drawn.fill(name, index)
+        part, stored = self._find(name)
         assert stored is not None
-        with safe_open(self._files[stored], framework="pt") as file:
-            return file.get_slice(stored)[index or (slice(None),)].to(torch.float32)
+        return part.read(stored, index)
 
-    def _stored(self, name: str) -> str | None:
-        """The name in the files: the full one, or without the base model's prefix (as the first GPT-2 checkpoints have it)."""
-        names = [name, name.removeprefix(self._prefix), *(alias for alias, owner in self._aliases.items() if owner == name)]
-        return next((candidate for candidate in names if candidate in self._files), None)
+    def _find(self, name: str) -> tuple[_Stored, str | None]:
+        """Whose the parameter is, and its name there: the full one, or with or without the base model's prefix.
+
+        The first GPT-2 checkpoints are without, and so is an encoder that was saved alone.
+        """
+        prefix = next((prefix for prefix in self._parts if name.startswith(prefix)), None)
+        if prefix is None:  # it joins the parts and is in none of them
+            return next(iter(self._parts.values())), None
+        part, base = self._parts[prefix], self._base + "."
+        names = [name, *(alias for alias, owner in self._aliases.items() if owner == name)]
+        names = [name.removeprefix(prefix) for name in names]
+        names += [names[0].removeprefix(base), base + names[0]]
+        return part, next((candidate for candidate in names if candidate in part.files), None)
 
     def _problems(self, skeleton: Skeleton) -> Iterator[str]:
         for name, parameter in skeleton.model.named_parameters():
-            stored = self._stored(name)
-            if stored is None:
-                yield f"model.path={skeleton.source}: its safetensors hold no '{name}'."
-                continue
-            with safe_open(self._files[stored], framework="pt") as file:
-                view = file.get_slice(stored)
-            if tuple(view.get_shape()) != tuple(parameter.shape):
+            part, stored = self._find(name)
+            may_be_new = any(words in f".{name}" or name.startswith(words) for words in skeleton.head.new)
+            if stored is None and may_be_new:
+                self.new.append(name)
+            elif stored is None:
+                yield f"model.path={part.folder}: its safetensors hold no '{name}'."
+            elif (shape := part.shape(stored)) != tuple(parameter.shape) and may_be_new:
+                self.new.append(name)  # a head for other classes
+            elif shape != tuple(parameter.shape):
                 asked = tuple(parameter.shape)
-                yield f"model.path={skeleton.source}: '{stored}' is {tuple(view.get_shape())} there, but its config.json asks for {asked}."
-            elif view.get_dtype() not in _READ:
+                yield f"model.path={part.folder}: '{stored}' is {shape} there, but its config.json asks for {asked}."
+            elif (kind := part.dtype(stored)) not in _READ:
                 kinds = ", ".join(_READ)
-                yield f"model.path={skeleton.source}: '{stored}' is {view.get_dtype()} there; weights of {kinds} can be trained on, quantized ones not."
+                yield f"model.path={part.folder}: '{stored}' is {kind} there; weights of {kinds} can be trained on, quantized ones not."
+        for path in filter(None, [skeleton.head.bias]):
+            part, stored = self._find(path)
+            if stored is not None and part.read(stored, None).any():
+                yield f"model.path={part.folder}: '{stored}' is not zero; a bias that is added after the head cannot be trained on here."
+
+
+class _Stored:
+    """The tensors of one folder's ``*.safetensors``: ``files`` maps each name to its file."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.files = _locate(folder)
+
+    def read(self, name: str, index: tuple[slice, ...] | None) -> Tensor:
+        with safe_open(self.files[name], framework="pt") as file:
+            return file.get_slice(name)[index or (slice(None),)].to(torch.float32)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        with safe_open(self.files[name], framework="pt") as file:
+            return tuple(file.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        with safe_open(self.files[name], framework="pt") as file:
+            return file.get_slice(name).get_dtype()
 
 
 def named_seed(seed: int, *names: str | int) -> int:
@@ -137,14 +178,46 @@ def named_seed(seed: int, *names: str | int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def _units(model: nn.Module, blocks: str) -> Iterator[str]:
-    """Paths of what is drawn at once: each block, and each module outside of blocks that has tensors of its own."""
+@dataclass(frozen=True)
+class _Unit:
+    """What is drawn at once: a module with all below it, or (not ``whole``) only the tensors that it has itself."""
+
+    path: str
+    whole: bool
+
+    def holds(self, name: str) -> bool:
+        if self.whole:
+            return name.startswith(self.path + ".")
+        return name.rpartition(".")[0] == self.path
+
+
+def _units(model: nn.Module, blocks: tuple[str, ...]) -> Iterator[_Unit]:
+    """Each block, and each module outside of blocks that has tensors of its own."""
     for path, module in model.named_modules():
-        if path.startswith(blocks + "."):
-            if path.count(".") == blocks.count(".") + 1:
-                yield path
+        inside = next((block for block in blocks if path.startswith(block + ".")), None)
+        if inside is not None:
+            if path.count(".") == inside.count(".") + 1:
+                yield _Unit(path, whole=True)
         elif any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False)):
-            yield path
+            yield _Unit(path, whole=not any(block.startswith(path) for block in blocks))
+
+
+def _own_tensors_only(module: nn.Module) -> nn.Module:
+    """A module with memory for its own tensors, whose children stay on meta, where drawing them does nothing."""
+    shallow = copy.copy(module)
+    own = {name: nn.Parameter(torch.empty_like(p, device="cpu")) for name, p in module.named_parameters(recurse=False)}
+    shallow._parameters = {**module._parameters, **own}
+    shallow._buffers = dict(module._buffers) | {name: torch.empty_like(b, device="cpu") for name, b in module.named_buffers(recurse=False)}
+    return shallow
+
+
+def _nearest_model(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    """The innermost transformers model around ``path``, whose business its initialisation is."""
+    while path:
+        if isinstance(inner := model.get_submodule(path), PreTrainedModel):
+            return inner
+        path = path.rpartition(".")[0]
+    return model
 
 
 def _children_first(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:

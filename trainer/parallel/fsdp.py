@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -13,12 +15,12 @@ from trainer.precision.config import Precision
 from trainer.precision.dtypes import DTYPES
 
 
-def shard(model: nn.Module, blocks: str, layout: Layout, precision: Precision, mesh: DeviceMesh) -> None:
+def shard(model: nn.Module, blocks: Sequence[str], layout: Layout, precision: Precision, mesh: DeviceMesh) -> None:
     """Shards ``model`` in place: each block is one group, and what lies outside of blocks is the root's.
 
     Args:
         model: on meta or not.
-        blocks: dotted path of the block list.
+        blocks: dotted paths of the block lists.
         layout: resharding and offload.
         precision: parameters are gathered in its compute type, gradients reduced in its reduce type.
         mesh: the shard axis, or (replicate, shard) for hybrid sharding.
@@ -28,7 +30,7 @@ def shard(model: nn.Module, blocks: str, layout: Layout, precision: Precision, m
         reduce_dtype=DTYPES[precision.reduce],
     )
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if layout.cpu_offload else OffloadPolicy()
-    for block in model.get_submodule(blocks).children():
+    for block in chain.from_iterable(model.get_submodule(path).children() for path in blocks):
         fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=layout.reshard_after_forward)
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=False)
 

@@ -47,7 +47,8 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
     model, family, mesh = job.skeleton.model, job.skeleton.family, job.mesh
     tied = aliases(model)
 
-    head = swap_head(model, family.head)
+    ending = job.skeleton.head
+    head = swap_head(model, ending)
 
     if layout.fully_shard:
         sharded_over = mesh["shard"] if mesh["replicate"].size() == 1 else mesh["replicate", "shard"]
@@ -57,7 +58,7 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
     _fill(model, job.weights)
 
     casts_itself = layout.fully_shard or job.precision.compute == "fp32"
-    scorer = Scorer(model, head, compute_dtype=None if casts_itself else DTYPES[job.precision.compute])
+    scorer = Scorer(model, head, family, ending.bias, compute_dtype=None if casts_itself else DTYPES[job.precision.compute])
     trained: nn.Module = scorer
     accumulating: Callable[[bool], AbstractContextManager[None]] = lambda is_last: nullcontext()  # noqa: E731
     if layout.fully_shard and not layout.reduce_every_micro_batch:

@@ -1,17 +1,28 @@
 """Pretrained folders: whatever their files look like, the right weights or a sentence."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 
 from trainer.errors import Refused
-from trainer.model.config import Gpt2, Llama, Pretrained
+from trainer.model.decoders import Gpt2, Llama
+from trainer.model.encoders import Bert, Roberta
 from trainer.model.gate import model_problems
+from trainer.model.pretrained import EncoderDecoder, Pretrained
+from trainer.model.seq2seq import T5, Bart
 from trainer.model.skeleton import build_skeleton
-from trainer.model.weights import FromSafetensors
+from trainer.model.weights import FromSafetensors, FromSeed
+from trainer.objective.causal_lm import CausalLM
 from trainer.types import Vocabulary
 
 VOCABULARY = Vocabulary(size=64, bos=0, eos=1, pad=2, sha256="")
@@ -32,7 +43,7 @@ def stock(name, dtype=torch.float32):
 
 
 def weights_of(folder):
-    return FromSafetensors(build_skeleton(Pretrained(path=str(folder)), VOCABULARY, folder), 0)
+    return FromSafetensors(build_skeleton(Pretrained(path=str(folder)), "causal_lm", VOCABULARY, {"": folder}), 0)
 
 
 def assert_same(folder, model):
@@ -115,8 +126,8 @@ def altered(name, tensor):
 def test_what_does_not_fit_is_named_at_the_model_gate(tmp_path, name, change, said):
     stock(name).save_pretrained(tmp_path)
     rewrite(tmp_path, change)
-    skeleton = build_skeleton(Pretrained(path=str(tmp_path)), VOCABULARY, tmp_path)
-    (problem,) = model_problems(skeleton, VOCABULARY, 8, same_tokenizer=True)
+    skeleton = build_skeleton(Pretrained(path=str(tmp_path)), "causal_lm", VOCABULARY, {"": tmp_path})
+    (problem,) = model_problems(skeleton, VOCABULARY, CausalLM().needs(8, None), 8, None, same_tokenizer=True)
     for words in [*said, f"model.path={tmp_path}"]:
         assert words in problem
     with pytest.raises(Refused, match=r"model\.path"):
@@ -169,7 +180,155 @@ def test_an_index_cannot_point_out_of_its_folder(tmp_path):
 
 def test_a_config_that_is_none_or_unknown_is_a_sentence(tmp_path):
     with pytest.raises(Refused, match=r"config\.json"):
-        build_skeleton(Pretrained(path=str(tmp_path)), VOCABULARY, tmp_path)
+        build_skeleton(Pretrained(path=str(tmp_path)), "causal_lm", VOCABULARY, {"": tmp_path})
     (tmp_path / "config.json").write_text('{"model_type": "bloom"}')
     with pytest.raises(Refused, match=r"'bloom' is not supported; supported are .*llama"):
-        build_skeleton(Pretrained(path=str(tmp_path)), VOCABULARY, tmp_path)
+        build_skeleton(Pretrained(path=str(tmp_path)), "causal_lm", VOCABULARY, {"": tmp_path})
+
+
+def saved(folder, preset, cls, **fields):
+    """A stock model of transformers with values that nobody would find by guessing, saved."""
+    torch.manual_seed(len(str(cls)))
+    config = preset.build_config(VOCABULARY)
+    config.update(fields)
+    model = cls.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) / 8)
+    model.save_pretrained(folder)
+    return dict(model.named_parameters())
+
+
+def opened(folder, task, labels=None, kind=None):
+    preset = Pretrained(path=str(folder))
+    skeleton = build_skeleton(preset, task, VOCABULARY, preset.fetch(), labels, kind)
+    return skeleton, FromSafetensors(skeleton, 0)
+
+
+def assert_filled(skeleton, weights, stored, new):
+    """What is stored comes from the folder, by whatever name; what is new is what a fresh model of this seed has."""
+    drawn = FromSeed(skeleton, 0)
+    assert sorted(weights.new) == sorted(new)
+    for name, _ in skeleton.model.named_parameters():
+        expected = drawn.fill(name) if name in new else stored[name]
+        assert torch.equal(weights.fill(name), expected), name
+
+
+ENCODERS = {
+    "bert": Bert(num_layers=2, hidden_size=16, num_heads=2, intermediate_size=24),
+    "roberta": Roberta(num_layers=2, hidden_size=16, num_heads=2, intermediate_size=24),
+}
+NEW = {
+    ("bert", "masked_lm"): [
+        "cls.predictions.bias",
+        "cls.predictions.transform.dense.weight",
+        "cls.predictions.transform.dense.bias",
+        "cls.predictions.transform.LayerNorm.weight",
+        "cls.predictions.transform.LayerNorm.bias",
+    ],
+    ("bert", "classification"): ["classifier.weight", "classifier.bias"],
+    ("roberta", "masked_lm"): [
+        "lm_head.bias",
+        "lm_head.dense.weight",
+        "lm_head.dense.bias",
+        "lm_head.layer_norm.weight",
+        "lm_head.layer_norm.bias",
+    ],
+    ("roberta", "classification"): [f"classifier.{layer}.{kind}" for layer in ("dense", "out_proj") for kind in ("weight", "bias")],
+}
+CLASS_NAMES = {"labels": ("a", "b", "c"), "kind": "class"}
+
+
+@pytest.mark.parametrize(("family", "task"), NEW)
+def test_an_encoder_that_was_saved_alone_gets_a_new_head(tmp_path, family, task):
+    stored = saved(tmp_path, ENCODERS[family], AutoModel)
+    assert any(name.startswith("encoder.") for name in load_file(tmp_path / "model.safetensors"))
+    skeleton, weights = opened(tmp_path, task, **(CLASS_NAMES if task == "classification" else {}))
+    assert_filled(skeleton, weights, {f"{family}.{name}": value for name, value in stored.items()}, NEW[family, task])
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_a_model_with_its_head_is_read_whole(tmp_path, family):
+    stored = saved(tmp_path, ENCODERS[family], AutoModelForMaskedLM)
+    assert_filled(*opened(tmp_path, "masked_lm"), stored, [])
+
+
+def test_a_head_of_another_task_makes_way(tmp_path):
+    """From masked language modelling to classification; the pooler is new there too."""
+    stored = saved(tmp_path, ENCODERS["bert"], AutoModelForMaskedLM)
+    pooler = ["bert.pooler.dense.weight", "bert.pooler.dense.bias"]
+    assert_filled(*opened(tmp_path, "classification", **CLASS_NAMES), stored, NEW["bert", "classification"] + pooler)
+
+
+@pytest.mark.parametrize(("labels", "new"), [(("x", "y", "z"), []), (("x", "y"), NEW["bert", "classification"])])
+def test_a_classifier_is_kept_where_there_are_as_many_classes(tmp_path, labels, new):
+    stored = saved(tmp_path, ENCODERS["bert"], AutoModelForSequenceClassification, num_labels=3)
+    assert_filled(*opened(tmp_path, "classification", labels, "class"), stored, new)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_decoder_gets_a_classifier(tmp_path, name):
+    model = stock(name)
+    model.save_pretrained(tmp_path)
+    assert_filled(*opened(tmp_path, "classification", **CLASS_NAMES), dict(model.named_parameters()), ["score.weight"])
+
+
+def test_what_no_task_is_new_to_is_still_missed(tmp_path):
+    saved(tmp_path, ENCODERS["bert"], AutoModel)
+    rewrite(tmp_path, without("encoder.layer.1.output.dense.weight"))
+    with pytest.raises(Refused, match=r"hold no 'bert.encoder.layer.1.output.dense.weight'"):
+        opened(tmp_path, "classification", **CLASS_NAMES)
+
+
+@pytest.mark.parametrize("preset", [T5(num_layers=2, hidden_size=16, num_heads=2), Bart(num_layers=2, hidden_size=16, num_heads=2)])
+def test_encoder_decoders_are_read_back(tmp_path, preset):
+    stored = saved(tmp_path, preset, AutoModelForSeq2SeqLM)
+    assert_filled(*opened(tmp_path, "seq2seq"), stored, [])
+
+
+def test_a_bias_behind_the_head_that_is_not_zero_is_refused(tmp_path):
+    saved(tmp_path, Bart(num_layers=1, hidden_size=16, num_heads=2), AutoModelForSeq2SeqLM)
+    rewrite(tmp_path, altered("final_logits_bias", torch.ones(1, VOCABULARY.size)))
+    with pytest.raises(Refused, match=r"'final_logits_bias' is not zero"):
+        opened(tmp_path, "seq2seq")
+
+
+class TestTwoEncodersJoined:
+    def opened(self, reads, writes):
+        preset = EncoderDecoder(encoder=str(reads), decoder=str(writes))
+        skeleton = build_skeleton(preset, "seq2seq", VOCABULARY, preset.fetch())
+        return skeleton, FromSafetensors(skeleton, 0)
+
+    def new(self, skeleton):
+        return [name for name, _ in skeleton.model.named_parameters() if ".crossattention." in name]
+
+    @pytest.mark.parametrize("reader", [AutoModel, AutoModelForMaskedLM])
+    def test_each_half_is_its_folders(self, tmp_path, reader):
+        """The reader with or without a head, the writer with its own; nothing but what joins them is new."""
+        first = saved(tmp_path / "reads", ENCODERS["bert"], reader)
+        second = saved(tmp_path / "writes", replace(ENCODERS["bert"], num_layers=1), AutoModelForMaskedLM)
+        skeleton, weights = self.opened(tmp_path / "reads", tmp_path / "writes")
+        stored = {f"encoder.{name.removeprefix('bert.')}": value for name, value in first.items()}
+        stored |= {f"decoder.{name}": value for name, value in second.items()}
+        assert len(self.new(skeleton)) == 10
+        assert_filled(skeleton, weights, stored, self.new(skeleton))
+
+    def test_a_writer_without_a_head_gets_one(self, tmp_path):
+        saved(tmp_path, ENCODERS["bert"], AutoModel)
+        skeleton, weights = self.opened(tmp_path, tmp_path)
+        assert sorted(weights.new) == sorted(self.new(skeleton) + [f"decoder.{name}" for name in NEW["bert", "masked_lm"]])
+
+    def test_what_joins_different_widths_is_new(self, tmp_path):
+        saved(tmp_path / "reads", ENCODERS["bert"], AutoModel)
+        saved(tmp_path / "writes", replace(ENCODERS["bert"], hidden_size=32), AutoModelForMaskedLM)
+        skeleton, weights = self.opened(tmp_path / "reads", tmp_path / "writes")
+        joins = ["enc_to_dec_proj.weight", "enc_to_dec_proj.bias"]
+        assert sorted(weights.new) == sorted(self.new(skeleton) + joins)
+        assert weights.fill("enc_to_dec_proj.weight").shape == (32, 16)
+
+    def test_what_a_half_lacks_is_named_with_its_folder(self, tmp_path):
+        saved(tmp_path / "reads", ENCODERS["bert"], AutoModel)
+        saved(tmp_path / "writes", ENCODERS["bert"], AutoModelForMaskedLM)
+        rewrite(tmp_path / "writes", without("bert.embeddings.LayerNorm.weight"))
+        with pytest.raises(Refused, match=rf"{tmp_path / 'writes'}: its safetensors hold no 'decoder.bert.embeddings.LayerNorm.weight'"):
+            self.opened(tmp_path / "reads", tmp_path / "writes")

@@ -6,12 +6,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.data.tokenizer import train_tokenizer
 from trainer.errors import Refused
-from trainer.model.config import Gpt2, Llama
+from trainer.model.decoders import Gpt2, Llama
 from trainer.model.generation import generate_text
 from trainer.types import Vocabulary
 
 PROMPT = "def add"
-GREEDY = {"temperature": 0.0, "top_k": None, "top_p": 1.0, "seed": 0}
+GREEDY = {"temperature": 0.0, "top_k": None, "top_p": 1.0, "num_beams": 1, "seed": 0}
 POSITIONS = 48
 
 

