@@ -7,12 +7,14 @@ import hashlib
 import logging
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.data.fingerprint import StatIndex
 from trainer.errors import Refused
+from trainer.types import Record
 
 logger = logging.getLogger(__name__)
 
@@ -47,28 +49,40 @@ _NAMED_IN_LOG = 3
 
 @dataclass
 class Skipped:
-    """The documents that one pass over a corpus could not read.
+    """The records that one pass over a corpus could not use.
 
     Attributes:
         limit: the most that may be skipped (``data.max_bad``).
-        reasons: document name to what is wrong with it.
+        reasons: record name to what is wrong with it; never more than the limit and one.
+        kinds: how many were skipped for each reason, details left out.
     """
 
     limit: int
     reasons: dict[str, str] = field(default_factory=dict)
+    kinds: Counter[str] = field(default_factory=Counter)
 
-    def add(self, name: str, reason: str) -> None:
-        """Counts one document.
+    def add(self, name: str, reason: str, detail: str = "") -> None:
+        """Counts one record.
+
+        Args:
+            name: file and line, different for every record.
+            reason: the same words for the same fault.
+            detail: what differs from record to record.
 
         Raises:
             Refused: it is one more than the limit allows.
         """
-        self.reasons[name] = reason
+        self.reasons[name] = f"{reason}: {detail}" if detail else reason
+        self.kinds[reason] += 1
         if len(self.reasons) > self.limit:
             raise Refused(
-                f"The corpus has more than data.max_bad={self.limit} unreadable documents: {self.sample()}. "
-                "Repair or remove them, convert them to UTF-8, or raise data.max_bad."
+                f"The corpus has more than data.max_bad={self.limit} bad records ({self.summary()}), such as {self.sample()}. "
+                "Repair or remove them, or raise data.max_bad to go on without them."
             )
+
+    def summary(self) -> str:
+        """How many of each kind, the most frequent first."""
+        return ", ".join(f"{number} {reason}" for reason, number in self.kinds.most_common())
 
     def sample(self) -> str:
         """The first few, in words."""
@@ -76,9 +90,15 @@ class Skipped:
         return ", ".join(named) + (", ..." if len(self.reasons) > len(named) else "")
 
     def log(self) -> None:
-        """Says once how many were skipped, and which first."""
+        """Says once how many were skipped for what, and which first."""
         if self.reasons:
-            logger.warning("Skipped %d unreadable document(s) (data.max_bad=%d): %s", len(self.reasons), self.limit, self.sample())
+            logger.warning(
+                "Skipped %d bad record(s): %s (data.max_bad=%d). The first: %s",
+                len(self.reasons),
+                self.summary(),
+                self.limit,
+                self.sample(),
+            )
 
 
 @dataclass(frozen=True)
@@ -97,17 +117,14 @@ class Files:
 
     def digest(self, index: StatIndex) -> str:
         """SHA-256 over the names and contents of all files and over how they are cut."""
-        total = hashlib.sha256(self.document.encode())
-        for name, path in self.files:
-            total.update(f"\0{name}\0{index.digest(path)}".encode("utf-8", "surrogateescape"))
-        return total.hexdigest()
+        return digest_files(self.document, self.files, index)
 
     def num_bytes(self) -> int:
         """Size of all files that can be read, for the progress bar."""
         return sum(path.stat().st_size for _, path in self.files if path.is_file())
 
-    def documents(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
-        """Yields (name, text) of each document that is not blank.
+    def records(self, skipped: Skipped) -> Iterator[Record]:
+        """Yields each document that is not blank, as the text ``text``.
 
         Raises:
             Refused: more documents are unreadable than ``skipped`` allows.
@@ -119,12 +136,20 @@ class Files:
                     try:
                         text = raw.decode("utf-8")
                     except UnicodeDecodeError as error:
-                        skipped.add(label, f"not UTF-8 at byte {error.start}")
+                        skipped.add(label, "not UTF-8", f"byte {error.start}")
                         continue
                     if text.strip():
-                        yield label, text
+                        yield Record(label, {"text": text})
             except OSError as error:
-                skipped.add(name, error.strerror or str(error))
+                skipped.add(name, "unreadable", error.strerror or str(error))
+
+
+def digest_files(settings: str, files: Sequence[tuple[str, Path]], index: StatIndex) -> str:
+    """SHA-256 over how files are read and over the name and content of each."""
+    total = hashlib.sha256(settings.encode())
+    for name, path in files:
+        total.update(f"\0{name}\0{index.digest(path)}".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
 
 
 def python_stdlib() -> Files:
@@ -146,21 +171,35 @@ def python_stdlib() -> Files:
 
 
 def text_files(pattern: str, document: str) -> Files:
-    """A file, a folder or a glob pattern.
+    """The text files that a file, a folder or a glob pattern names; see ``find_files``.
 
     Args:
-        pattern: of a folder, files below it with a suffix in ``TEXT_SUFFIXES`` count, hidden ones do not.
+        pattern: ``data.path``.
         document: see ``Files``.
+    """
+    root, paths = find_files("data.path", pattern, TEXT_SUFFIXES, "text")
+    return _files(root, paths, document)
+
+
+def find_files(key: str, pattern: str, suffixes: Collection[str], holding: str) -> tuple[Path, list[Path]]:
+    """What a file, a folder or a glob pattern names.
+
+    Args:
+        key: the config key, for messages.
+        pattern: its value. Of a folder, the files below it count that end in one of ``suffixes``; hidden ones do not.
+        suffixes: in lower case, with the dot.
+        holding: what the files should hold, for messages.
+
+    Returns:
+        The folder that all are below, and the files.
 
     Raises:
         Refused: nothing is there.
     """
     path = Path(pattern).expanduser()
     if path.is_dir():
-        root, found = (
-            path,
-            [item for item in path.rglob("*") if item.suffix.lower() in TEXT_SUFFIXES and not _is_hidden(item.relative_to(path))],
-        )
+        root = path
+        found = [item for item in path.rglob("*") if item.name.lower().endswith(tuple(suffixes)) and not _is_hidden(item.relative_to(path))]
     elif path.exists():
         root, found = path.parent, [path]
     else:
@@ -169,18 +208,23 @@ def text_files(pattern: str, document: str) -> Files:
     found = [item for item in found if not item.is_dir()]
     if not found:
         looked_for = (
-            f"files that end in {', '.join(sorted(TEXT_SUFFIXES))}"
-            if path.is_dir()
-            else "a file or folder, or files that match the pattern"
+            f"files that end in {', '.join(sorted(suffixes))}" if path.is_dir() else "a file or folder, or files that match the pattern"
         )
+        example = next((suffix for suffix in (".txt", ".jsonl", ".csv", ".parquet") if suffix in suffixes), "")
         raise Refused(
-            f"data.path={pattern} holds no text: it was searched for {looked_for}. Name a file, a folder, or a glob pattern such as 'corpus/**/*.txt'."
+            f"{key}={pattern} holds no {holding}: it was searched for {looked_for}. "
+            f"Name a file, a folder, or a glob pattern such as 'corpus/**/*{example}'."
         )
-    return _files(root, found, document)
+    return root, found
+
+
+def named_files(root: Path, paths: Iterable[Path]) -> tuple[tuple[str, Path], ...]:
+    """Files by their name below ``root``, which is the same on every machine, in the order of the names."""
+    return tuple(sorted((path.relative_to(root).as_posix(), path) for path in paths))
 
 
 def _files(root: Path, paths: list[Path], document: str = "file") -> Files:
-    return Files(str(root.absolute()), tuple(sorted((path.relative_to(root).as_posix(), path) for path in paths)), document)
+    return Files(str(root.absolute()), named_files(root, paths), document)
 
 
 def _is_hidden(relative: Path) -> bool:

@@ -7,26 +7,35 @@ from pathlib import Path
 
 import pytest
 
-from trainer.data.config import PythonStdlib, Text
+from trainer.data.config import Data, PythonStdlib, Text
 from trainer.data.fingerprint import StatIndex
-from trainer.data.sources import Skipped
+from trainer.data.sources import Files, Skipped
 from trainer.errors import Refused
+from trainer.protocols import Source
+from trainer.types import Needs, Window
+
+PLAIN = Needs({"text": Window(8, 9)})
+
+
+def open_source(config: Data) -> Source:
+    return config.open(PLAIN)[""]
 
 
 def read(config: Text, limit: int = 0) -> list[tuple[str, str]]:
-    return list(config.source().documents(Skipped(limit)))
+    return [(record.name, record.texts["text"]) for record in open_source(config).records(Skipped(limit))]
 
 
 def test_the_standard_library_is_real_text_without_its_tests():
-    files = PythonStdlib().source()
+    files = open_source(PythonStdlib())
+    assert isinstance(files, Files)
     names = [name for name, _ in files.files]
     assert "argparse.py" in names
     assert "json/decoder.py" in names
     assert names == sorted(names)
     assert not [name for name in names if "/test/" in f"/{name}" or "/tests/" in f"/{name}" or "-packages/" in name]
     assert files.num_bytes() > 5_000_000
-    documents = list(files.documents(Skipped(0)))
-    assert dict(documents)["bisect.py"].startswith('"""Bisection algorithms."""')
+    documents = {record.name: record.texts["text"] for record in files.records(Skipped(0))}
+    assert documents["bisect.py"].startswith('"""Bisection algorithms."""')
 
 
 def test_a_folder_a_glob_and_a_file(tmp_path):
@@ -57,7 +66,7 @@ def test_blank_documents_are_no_documents(tmp_path):
 def test_no_files_is_refused_with_the_key(tmp_path, path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(Refused, match=r"data\.path=.*holds no text"):
-        Text(path=str(tmp_path / path)).source()
+        open_source(Text(path=str(tmp_path / path)))
 
 
 def test_bad_documents_are_counted_named_and_limited(tmp_path, caplog):
@@ -65,14 +74,14 @@ def test_bad_documents_are_counted_named_and_limited(tmp_path, caplog):
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
     config = Text(path=str(tmp_path), document="line")
     skipped = Skipped(3)
-    assert [text for _, text in config.source().documents(skipped)] == ["good", "also good"]
+    assert [record.texts for record in open_source(config).records(skipped)] == [{"text": "good"}, {"text": "also good"}]
     assert list(skipped.reasons) == ["a.txt:line 2", "a.txt:line 4", "gone.txt"]
     with caplog.at_level(logging.WARNING):
         skipped.log()
-    assert "3 unreadable" in caplog.text
-    assert "a.txt:line 2 (not UTF-8 at byte 4)" in caplog.text
+    assert "3 bad record(s): 2 not UTF-8, 1 unreadable" in caplog.text
+    assert "a.txt:line 2 (not UTF-8: byte 4)" in caplog.text
     with pytest.raises(Refused, match=r"more than data\.max_bad=2 .*a\.txt:line 2"):
-        list(config.source().documents(Skipped(2)))
+        list(open_source(config).records(Skipped(2)))
 
 
 def age(path: Path, seconds: float = 60) -> None:
@@ -86,7 +95,7 @@ def test_digest_depends_on_names_contents_and_cut(tmp_path):
     (tmp_path / "b.txt").write_text("two")
 
     def digest(document: str = "file") -> str:
-        return Text(path=str(tmp_path), document=document).source().digest(StatIndex(tmp_path / "index.json"))
+        return Text(path=str(tmp_path), document=document).open(PLAIN)[""].digest(StatIndex(tmp_path / "index.json"))
 
     seen = {digest(), digest("line")}
     (tmp_path / "b.txt").write_text("2wo")
