@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,9 @@ from trainer.data.config import PythonStdlib
 from trainer.data.loader import StepLoader
 from trainer.data.order import SampleOrder
 from trainer.data.prepare import Corpus, prepare
+from trainer.data.words import word_starts
 from trainer.objective.causal_lm import CausalLM
+from trainer.types import Context
 
 SHAPES = ((16, 16, 1024), (64, 16, 1024), (16, 4, 128), (16, 4, 256))
 DISTANT_STEP = 1_000_000
@@ -58,8 +61,9 @@ def seek_seconds(loader: StepLoader) -> float:
 
 
 def measure(corpus: Corpus, global_batch: int, micro_batch: int, length: int, repeats: int) -> dict:
-    rows = replace(corpus, sequence_length=length).rows("train")
-    loader = StepLoader(rows, SampleOrder(len(rows), 0), CausalLM().collate, global_batch, micro_batch)
+    samples = replace(corpus, needs=CausalLM().needs(length, None)).samples("train")
+    context = Context(corpus.vocabulary, 0, None, word_starts(corpus.tokenizer_folder, corpus.vocabulary))
+    loader = StepLoader(samples, SampleOrder(len(samples), 0), partial(CausalLM().collate, context=context), global_batch, micro_batch)
     step = repeat(lambda: cpu_seconds_per_step(loader), repeats)
     return {
         "global_batch": global_batch,
@@ -77,7 +81,7 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=7)
     options = arguments.parse_args()
     torch.set_num_threads(1)
-    corpus = prepare(PythonStdlib(cache_dir=options.cache_dir))
+    corpus = prepare(PythonStdlib(cache_dir=options.cache_dir), CausalLM().needs(max(length for *_, length in SHAPES), None))
     results = {
         "what": "micro-batches from the prepared cache on one core, no workers",
         **machine("numpy", "torch", "tokenizers"),

@@ -27,6 +27,17 @@ def loader(result: dict[str, Any]) -> Iterator[Row]:
     yield "Wall time to find step 1,000,000, slowest shape", f"<= {seek:g} s", f"{slowest * 1e3:.2f} ms", slowest <= seek
 
 
+def prepare(result: dict[str, Any]) -> Iterator[Row]:
+    speed, slots = result["target_speed_ratio"], result["target_slots_used"]
+    for name, corpus in result["corpora"].items():
+        wall, cpu = (corpus["speed_ratio"][clock] for clock in ("wall_seconds", "cpu_seconds"))
+        measured = f"{wall:.2f} ({cpu:.2f} by CPU time)"
+        yield f"Speed of preparing over that of a bare tokenizers loop: {name}", f">= {speed:g}", measured, min(wall, cpu) >= speed
+        used = corpus["slots_used"]
+        shares = ", ".join(f"{share:.2%} ({objective})" for objective, share in used.items())
+        yield f"Slots of packed rows with a token: {name}", f">= {slots:.0%}", shares, min(used.values()) >= slots
+
+
 def overhead(result: dict[str, Any]) -> Iterator[Row]:
     target = result["target_seconds_over_hand_loop"]
     for name, row in result["contenders"].items():
@@ -75,6 +86,7 @@ def default_run(result: dict[str, Any]) -> Iterator[Row]:
 
 ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "loader": loader,
+    "prepare": prepare,
     "overhead": overhead,
     "startup": startup,
     "default_run": default_run,

@@ -9,14 +9,16 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from trainer.data.rows import PackedRows
+from trainer.data.samples import SampleSet
 from trainer.engine.loop import Loop
 from trainer.model.families import FAMILIES, family_of
 from trainer.model.head import Scorer, swap_head
 from trainer.objective.causal_lm import IGNORE, CausalLM
-from trainer.types import Term
+from trainer.types import Batch, Context, Term, Vocabulary, Window
 
 LENGTHS = [5, 1, 9, 3, 13, 1, 1, 8, 6, 11]
 LENGTH = 16
+CONTEXT = Context(Vocabulary(size=61, bos=None, eos=None, pad=None, sha256=""), seed=0, decoder_start=None, word_starts=np.ones(61, bool))
 SHAPE = {
     "vocab_size": 61,
     "hidden_size": 32,
@@ -41,14 +43,23 @@ CONFIGS = {
 
 
 def test_every_supported_model_type_is_tried_here():
-    assert set(CONFIGS) == set(FAMILIES)
+    causal = {model_type for model_type, family in FAMILIES.items() if family.causal}
+    assert set(CONFIGS) == causal, "those that see both ways are tried in tests/unit/model/test_attention.py"
 
 
 @pytest.fixture(scope="module")
 def rows():
     """Rows over a stream of ten documents: several, parts of one, and a document of one token in a row."""
     tokens = np.random.default_rng(0).integers(0, 61, sum(LENGTHS)).astype(np.uint16)
-    return PackedRows(tokens, np.cumsum([0, *LENGTHS[:-1]]).astype(np.int64), LENGTH, fill=0)
+    return packed_set(tokens, np.cumsum([0, *LENGTHS[:-1]]).astype(np.int64))
+
+
+def packed_set(tokens: np.ndarray, starts: np.ndarray) -> SampleSet:
+    return SampleSet({"text": PackedRows(tokens, starts, Window(LENGTH, LENGTH + 1), fill=0)})
+
+
+def collate(samples: SampleSet, ids: list[int] | range) -> Batch:
+    return CausalLM().collate(samples.take(np.array(ids)), CONTEXT)
 
 
 def build(model_type, attention):
@@ -77,11 +88,11 @@ def apart(model, batch):
 @torch.no_grad()
 def test_packed_is_apart(rows, model_type, attention):
     model = build(model_type, attention)
-    batch = CausalLM().collate(rows.take(np.arange(len(rows))))
+    batch = collate(rows, range(len(rows)))
     assert sum(1 for _ in pieces(batch)) > len(rows) + 5
     expected = apart(model, batch)
     packed = model(**batch.inputs, use_cache=False).logits
-    real = torch.from_numpy(np.arange(LENGTH) < rows.take(np.arange(len(rows))).filled[:, None])
+    real = torch.from_numpy(rows.take(np.arange(len(rows))).rows["text"].real[:, :LENGTH])
     assert (packed - expected)[real].abs().max() < 1e-5 * expected.abs().max().clamp(min=1)
 
     # Control: without restarting positions documents do see each other, and the comparison above notices.
@@ -102,19 +113,20 @@ class Likelihoods(CausalLM):
 @torch.no_grad()
 def test_the_training_path_scores_documents_as_if_apart(rows, model_type, attention):
     model = build(model_type, attention)
-    scorer = Scorer(model, swap_head(model, family_of(model_type).head))
-    loop = Loop(SimpleNamespace(model=model), Likelihoods(), torch.device("cpu"), data_rank=0, data_size=1, seed=0)
-    plain = PackedRows(np.random.default_rng(1).integers(0, 61, 4 * LENGTH + 1).astype(np.uint16), np.zeros(1, np.int64), LENGTH, fill=0)
+    family = family_of(model_type)
+    scorer = Scorer(model, swap_head(model, family.head("causal_lm")), family)
+    loop = Loop(SimpleNamespace(model=model, scorer=scorer), Likelihoods(), torch.device("cpu"), data_rank=0, data_size=1, seed=0)
+    plain = packed_set(np.random.default_rng(1).integers(0, 61, 4 * LENGTH + 1).astype(np.uint16), np.zeros(1, np.int64))
     # Packed rows, rows of one document each, both kinds one after the other, and packed ones again.
     for source, ids in ((rows, [0, 1, 2, 3]), (plain, [0, 3]), (plain, [1]), (rows, [2, 0])):
-        batch = CausalLM().collate(source.take(np.array(ids)))
+        batch = collate(source, ids)
         found = loop.terms(batch, scorer)["nll"].sum
         expected = cross_entropy(apart(model, batch).flatten(0, 1), batch.labels.flatten(), reduction="none").view_as(found)
         assert (found - expected).abs().max() < 1e-5 * expected.max(), ids
 
 
 def test_a_documents_first_token_is_no_target_and_every_other_is_one_once(rows):
-    batch = CausalLM().collate(rows.take(np.arange(len(rows))))
+    batch = collate(rows, range(len(rows)))
     starts = set(np.cumsum([0, *LENGTHS[:-1]]).tolist())
     targets = [row * LENGTH + slot + 1 for row, slot in (batch.labels != IGNORE).nonzero().tolist()]
     assert sorted(targets) == [place for place in range(sum(LENGTHS)) if place not in starts]

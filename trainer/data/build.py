@@ -1,66 +1,88 @@
-"""How a corpus is written: each document to its split, tokenized in parallel batches, into flat streams."""
+"""How a corpus is written: each record to its split, tokenized in parallel batches, into flat streams."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tokenizers import Tokenizer
+
+from trainer.data.held_out import LEAKED, TRAIN, VALIDATION, Assigned, HeldOut
 from trainer.data.progress import progress
-from trainer.data.sources import Skipped
-from trainer.data.streams import StreamWriter
+from trainer.data.streams import LabelTable, LabelWriter, StreamWriter, stem
 from trainer.data.tokenizer import copy_tokenizer, load_tokenizer, train_tokenizer
 from trainer.errors import Refused
-from trainer.types import Vocabulary
+from trainer.types import Needs, Vocabulary
 
 if TYPE_CHECKING:
     from trainer.data.config import Data
-    from trainer.data.sources import Files
+    from trainer.data.sources import Skipped
+    from trainer.protocols import Source
 
 METADATA = "metadata.json"
 TOKENIZER = "tokenizer"
-TRAIN, VALIDATION = "train", "validation"
 
-_BATCH_BYTES = 1 << 22
+_BATCH_BYTES = 1 << 21
+_ENCODED_AT_ONCE = 2
+"""Two batches share the tokenizer's threads, so that a batch's last long document does not keep the other cores waiting."""
 
-Assigned = tuple[str, str, int]
-"""A document's split, text and size in bytes."""
+Ids = dict[str, list[list[int]]]
+"""By field, the token ids of some records."""
 
 
-def build_corpus(folder: Path, data: Data, source: Files, tokenizer: Path | None, quiet: bool) -> None:
-    """Writes a prepared corpus: ``SPLIT.tokens`` and ``SPLIT.starts`` per split, ``tokenizer/`` and ``metadata.json``.
+def build_corpus(folder: Path, data: Data, needs: Needs, sources: Mapping[str, Source], tokenizer: Path | None, quiet: bool) -> None:
+    """Writes a prepared corpus: per split, source and field a stream, per split and source the labels, ``tokenizer/`` and ``metadata.json``.
 
     Args:
         folder: empty.
         data: the config group.
-        source: the documents; read once, or twice where a tokenizer is trained.
-        tokenizer: folder of the one to use; None: train one on the training documents.
+        needs: which texts and labels are read.
+        sources: by name; the only one has an empty name. Read once, once more where a tokenizer is trained, and once more where records
+            have groups or splits.
+        tokenizer: folder of the one to use; None: train one on the training documents of all sources.
         quiet: progress as lines even on a terminal.
 
     Raises:
-        Refused: there is nothing to train on, or too much is unreadable.
+        Refused: there is nothing to train on, or too much is unusable.
     """
-    size = source.num_bytes()
+    size = sum(source.num_bytes() for source in sources.values())
+    held_out = HeldOut(sources, needs, data.validation_fraction, data.max_bad)
+    if held_out.needs_survey():
+        with progress("Looking for held-out texts", size, quiet) as advance:
+            held_out.survey(advance)
     if tokenizer:
         copy_tokenizer(tokenizer, folder / TOKENIZER)
     else:
         with progress("Training the tokenizer", size, quiet) as advance:
-            documents = _assign(source, Skipped(data.max_bad), data.validation_fraction, advance)
-            train_tokenizer((text for split, text, _ in documents if split == TRAIN), data.tokenizer.vocab_size, folder / TOKENIZER)
-    skipped = Skipped(data.max_bad)
+            records = held_out.read(held_out.skipped(), advance)
+            texts = (item.record.texts[field] for item in records if item.split == TRAIN for field in needs.fields)
+            train_tokenizer(texts, data.tokenizer.vocab_size, folder / TOKENIZER, needs.special_tokens)
+    skipped = held_out.skipped()
     with progress("Tokenizing", size, quiet) as advance:
-        vocabulary, counts = _tokenize(folder, _assign(source, skipped, data.validation_fraction, advance))
-    skipped.log()
-    if counts[TRAIN]["documents"] == 0:
-        raise Refused(
-            f"No document is left to train on: of {source.root}, {counts[VALIDATION]['documents']} were held out by "
-            f"data.validation_fraction={data.validation_fraction:g}, {len(skipped.reasons)} were unreadable, the rest is blank. Add text or hold out less."
+        written = _tokenize(folder, needs, list(sources), held_out.read(skipped, advance))
+    for one in skipped.values():
+        one.log()
+    if all(counts[TRAIN]["documents"] == 0 for counts in written["parts"].values()):
+        roots = " and ".join(source.root for source in sources.values())
+        num_held_out = sum(counts[VALIDATION]["documents"] for counts in written["parts"].values())
+        raise nothing_left(
+            roots, num_held_out, data.validation_fraction, sum(len(one.reasons) for one in skipped.values()), written["leaked"]
         )
-    metadata = {"vocabulary": asdict(vocabulary), "counts": counts, "bad": len(skipped.reasons), "files": _sizes(folder)}
+    metadata = {**written, **_bad(skipped), "files": _sizes(folder)}
     (folder / METADATA).write_text(json.dumps(metadata, indent=2))
+
+
+def nothing_left(root: str, num_held_out: int, fraction: float, num_bad: int, num_leaked: int) -> Refused:
+    """What to say of a source without a record to train on: where its records are instead."""
+    return Refused(
+        f"No document is left to train on: of {root}, {num_held_out} were held out by data.validation_fraction={fraction:g}, "
+        f"{num_bad} were bad, {num_leaked} had a held-out text, the rest is blank. Add text or hold out less."
+    )
 
 
 def damage(folder: Path) -> str | None:
@@ -74,37 +96,113 @@ def damage(folder: Path) -> str | None:
     return ", ".join(wrong) or None
 
 
-def _assign(source: Files, skipped: Skipped, validation_fraction: float, advance: Callable[[int], None]) -> Iterator[Assigned]:
-    """Says of each document where it belongs. Equal documents go to the same split, on every machine and in every order."""
-    for _, text in source.documents(skipped):
-        raw = text.encode()
-        place = int.from_bytes(hashlib.sha256(raw).digest()[:8]) / 2**64
-        advance(len(raw))
-        yield VALIDATION if place < validation_fraction else TRAIN, text, len(raw)
-
-
-def _tokenize(folder: Path, documents: Iterator[Assigned]) -> tuple[Vocabulary, dict[str, dict[str, int]]]:
+def _tokenize(folder: Path, needs: Needs, parts: list[str], records: Iterator[Assigned]) -> dict[str, Any]:
+    """Writes all streams and labels; returns what is to be known of them."""
     tokenizer, vocabulary = load_tokenizer(folder / TOKENIZER)
-    writers = {split: StreamWriter(folder, split, vocabulary) for split in (TRAIN, VALIDATION)}
-    for batch in _batches(documents):
-        encodings = tokenizer.encode_batch_fast([text for _, text, _ in batch], add_special_tokens=False)
-        for (split, _, num_bytes), encoding in zip(batch, encodings, strict=True):
-            writers[split].append(encoding.ids, num_bytes)
-    return vocabulary, {split: writer.close() for split, writer in writers.items()}
+    table = LabelTable(needs.label) if needs.label else None
+    writers = {
+        (part, split): _SplitWriter(folder, stem(split, part), needs, vocabulary, table) for part in parts for split in (TRAIN, VALIDATION)
+    }
+    dropped: Counter[str] = Counter()
+    framed = vocabulary.bos is not None or vocabulary.eos is not None
+    for batch, encoded in _encoded(tokenizer, tuple(needs.fields), _batches(_without_leaked(records, dropped))):
+        by_writer: dict[tuple[str, str], tuple[list[Assigned], Ids]] = {}
+        for item, ids in zip(batch, encoded, strict=True):
+            if not framed and not all(ids):
+                dropped["empty"] += 1
+                continue
+            items, fields = by_writer.setdefault((item.part, item.split), ([], {field: [] for field in needs.fields}))
+            items.append(item)
+            for field, found in zip(needs.fields, ids, strict=True):
+                fields[field].append(found)
+        for key, (items, fields) in by_writer.items():
+            writers[key].append(items, fields)
+    return {
+        "vocabulary": asdict(vocabulary),
+        "parts": {part: {split: writers[part, split].close() for split in (TRAIN, VALIDATION)} for part in parts},
+        "labels": table.names if table else None,
+        "leaked": dropped[LEAKED],
+        "empty": dropped["empty"],
+    }
 
 
-def _batches(documents: Iterator[Assigned]) -> Iterator[list[Assigned]]:
-    """Groups documents so that the tokenizer's threads have work and memory stays bounded."""
+class _SplitWriter:
+    """One split of one source: a stream per field, and labels."""
+
+    def __init__(self, folder: Path, name: str, needs: Needs, vocabulary: Vocabulary, table: LabelTable | None):
+        self._streams = {field: StreamWriter(folder, f"{name}.{field}", vocabulary) for field in needs.fields}
+        self._labels = LabelWriter(folder / f"{name}.labels", table) if table else None
+        self._num_documents = self._num_bytes = 0
+
+    def append(self, items: list[Assigned], ids: Ids) -> None:
+        for field, writer in self._streams.items():
+            writer.append(ids[field])
+        self._num_documents += len(items)
+        for item in items:
+            self._num_bytes += item.num_bytes
+            if self._labels:
+                assert item.record.label is not None, "the source gives what the objective needs"
+                self._labels.append(item.record.label)
+
+    def close(self) -> dict[str, Any]:
+        """Completes the files, when all records of all splits have been appended."""
+        if self._labels:
+            self._labels.close()
+        for writer in self._streams.values():
+            writer.close()
+        tokens = {field: writer.num_tokens for field, writer in self._streams.items()}
+        return {"documents": self._num_documents, "bytes": self._num_bytes, "tokens": tokens}
+
+
+def _encoded(
+    tokenizer: Tokenizer, fields: tuple[str, ...], batches: Iterator[list[Assigned]]
+) -> Iterator[tuple[list[Assigned], list[tuple[list[int], ...]]]]:
+    """Yields each batch with its records' ids by field; later batches are read and tokenized while the caller is busy with one."""
+
+    def encode(batch: list[Assigned]) -> list[Any]:
+        return tokenizer.encode_batch_fast([item.record.texts[field] for item in batch for field in fields], add_special_tokens=False)
+
+    def ready(batch: list[Assigned], job: Future[list[Any]]) -> tuple[list[Assigned], list[tuple[list[int], ...]]]:
+        ids = (encoding.ids for encoding in job.result())
+        return batch, list(zip(*[ids] * len(fields), strict=True))
+
+    with ThreadPoolExecutor(_ENCODED_AT_ONCE) as threads:
+        waiting: list[tuple[list[Assigned], Future[list[Any]]]] = []
+        for batch in batches:
+            waiting.append((batch, threads.submit(encode, batch)))
+            if len(waiting) > _ENCODED_AT_ONCE:
+                yield ready(*waiting.pop(0))
+        while waiting:
+            yield ready(*waiting.pop(0))
+
+
+def _without_leaked(records: Iterator[Assigned], dropped: Counter[str]) -> Iterator[Assigned]:
+    for item in records:
+        if item.split == LEAKED:
+            dropped[LEAKED] += 1
+        else:
+            yield item
+
+
+def _batches(records: Iterator[Assigned]) -> Iterator[list[Assigned]]:
+    """Groups records so that the tokenizer's threads have work and memory stays bounded."""
     batch: list[Assigned] = []
     size = 0
-    for document in documents:
-        batch.append(document)
-        size += document[2]
+    for item in records:
+        batch.append(item)
+        size += item.num_bytes
         if size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _bad(skipped: Mapping[str, Skipped]) -> dict[str, Any]:
+    kinds: Counter[str] = Counter()
+    for one in skipped.values():
+        kinds.update(one.kinds)
+    return {"bad": sum(len(one.reasons) for one in skipped.values()), "bad_kinds": dict(kinds)}
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -13,18 +13,21 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from trainer.data.order import step_draws
 from trainer.distributed.lifetime import die_with_parent
-from trainer.types import Batch, Rows
+from trainer.types import Batch, Draws, Samples
 
 if TYPE_CHECKING:
-    from trainer.data.order import SampleOrder
-    from trainer.data.rows import PackedRows
+    from trainer.data.samples import AnySet
+    from trainer.protocols import Order
 
-Collate = Callable[[Rows], Batch]
+Collate = Callable[[Samples], Batch]
 _SAMPLES_AT_ONCE = 512
 """For so many, finding the order costs as much as for one; more would be felt as a pause."""
 
 Step = tuple[int, np.ndarray, list[Batch]]
+_OPTIONAL = ("places", "ids")
+"""The fields of a batch that may be None."""
 
 
 def deal(ids: np.ndarray, data_rank: int, data_size: int, micro_batch: int) -> list[np.ndarray]:
@@ -53,8 +56,11 @@ def deal(ids: np.ndarray, data_rank: int, data_size: int, micro_batch: int) -> l
 class StepLoader:
     """Makes the micro-batches of any step; which samples a step holds depends on ``order`` alone.
 
+    All micro-batches of a step have one shape, on all ranks: the whole global batch decides how wide padded rows are, so that neither
+    the number of ranks nor ``micro_batch`` changes what a sample looks like.
+
     Attributes:
-        rows, order, collate: where samples lie, when they are due, and what becomes of them.
+        samples, order, collate: where samples lie, when they are due, and what becomes of them.
         global_batch: samples per step over all ranks.
         micro_batch: most samples per micro-batch.
         data_rank, data_size: this rank's place among those that share the batch.
@@ -62,8 +68,8 @@ class StepLoader:
         pin_memory: give tensors in page-locked memory, for copies to a GPU that do not wait.
     """
 
-    rows: PackedRows
-    order: SampleOrder
+    samples: AnySet
+    order: Order
     collate: Collate
     global_batch: int
     micro_batch: int
@@ -80,21 +86,23 @@ class StepLoader:
         source = self._ahead(first, last) if self.workers else self._here(first, last)
         if not self.pin_memory:
             return source
-        return ((step, ids, [_pin(batch) for batch in batches]) for step, ids, batches in source)
+        return ((step, ids, [pinned(batch) for batch in batches]) for step, ids, batches in source)
 
     def load(self, step: int) -> Step:
         """The same for one step, here and now."""
-        return self._make(step, self.order.batch(step, self.global_batch))
+        return next(self._make(step, 1))
 
-    def _make(self, step: int, ids: np.ndarray) -> Step:
-        shares = deal(ids, self.data_rank, self.data_size, self.micro_batch)
-        return step, ids, [self.collate(self.rows.take(share)) for share in shares]
+    def _make(self, first: int, num_steps: int) -> Iterator[Step]:
+        draws = step_draws(self.order, first, num_steps, self.global_batch)
+        for step, ids, epochs in zip(range(first, first + num_steps), draws.ids, draws.epochs, strict=True):
+            widths = self.samples.widths(ids)
+            shares = _deal(Draws(ids, epochs), self.data_rank, self.data_size, self.micro_batch)
+            yield step, ids, [self.collate(self.samples.take(share.ids, share.epochs, widths)) for share in shares]
 
     def _here(self, first: int, last: int) -> Iterator[Step]:
         at_once = max(1, _SAMPLES_AT_ONCE // self.global_batch)
         for start in range(first, last + 1, at_once):
-            batches = self.order.batches(start, min(at_once, last + 1 - start), self.global_batch)
-            yield from map(self._make, range(start, last + 1), batches)
+            yield from self._make(start, min(at_once, last + 1 - start))
 
     def _ahead(self, first: int, last: int) -> Iterator[Step]:
         loader = DataLoader(
@@ -121,15 +129,28 @@ class StepLoader:
 
 
 def held_out_batches(
-    rows: PackedRows, collate: Collate, num_samples: int, micro_batch: int, data_rank: int = 0, data_size: int = 1
+    samples: AnySet, collate: Collate, num_samples: int, micro_batch: int, data_rank: int = 0, data_size: int = 1
 ) -> Iterator[Batch]:
-    """This rank's micro-batches of the first ``num_samples`` rows (or all, if there are fewer), dealt like a global batch.
+    """This rank's micro-batches of the first ``num_samples`` samples (or all, if there are fewer), one for each block that is dealt.
 
-    Every rank gets the same number of them, of one shape; none if there are no rows.
+    Every rank gets the same number of them, equal in number of samples and, block by block, in shape; none if there are no samples.
     """
-    ids = np.arange(min(num_samples, len(rows)), dtype=np.int64)
-    if ids.size:
-        yield from (collate(rows.take(share)) for share in deal(ids, data_rank, data_size, micro_batch))
+    ids = np.arange(min(num_samples, len(samples)), dtype=np.int64)
+    if not ids.size:
+        return
+    size = deal(ids, 0, data_size, micro_batch)[0].size
+    for first in range(0, ids.size, size * data_size):
+        block = np.full(size * data_size, -1)
+        real = ids[first : first + block.size]
+        block[: real.size] = real
+        share = block[data_rank * size : (data_rank + 1) * size]
+        yield collate(samples.take(share, None, samples.widths(real)))
+
+
+def _deal(draws: Draws, data_rank: int, data_size: int, micro_batch: int) -> list[Draws]:
+    """As ``deal``, with the epoch of each sample; a filler's is 0."""
+    ids, epochs = (deal(array, data_rank, data_size, micro_batch) for array in (draws.ids, draws.epochs))
+    return [Draws(*share) for share in zip(ids, np.maximum(epochs, 0), strict=True)]
 
 
 class _Packed(Dataset):
@@ -144,20 +165,25 @@ class _Packed(Dataset):
 
 
 def _pack(batch: Batch) -> dict[str, Any]:
-    return {
-        "inputs": {name: tensor.numpy() for name, tensor in batch.inputs.items()},
-        "labels": batch.labels.numpy(),
-        "counts": batch.counts,
-    }
+    return _mapped(batch, lambda tensor: tensor.numpy()) | {"counts": batch.counts}
 
 
 def _unpack(packed: dict[str, Any]) -> Batch:
+    optional = {name: None if packed[name] is None else torch.from_numpy(packed[name]) for name in _OPTIONAL}
     inputs = {name: torch.from_numpy(array) for name, array in packed["inputs"].items()}
-    return Batch(inputs=inputs, labels=torch.from_numpy(packed["labels"]), counts=packed["counts"])
+    return Batch(inputs=inputs, labels=torch.from_numpy(packed["labels"]), counts=packed["counts"], **optional)
 
 
-def _pin(batch: Batch) -> Batch:
-    return replace(batch, inputs={name: tensor.pin_memory() for name, tensor in batch.inputs.items()}, labels=batch.labels.pin_memory())
+def pinned(batch: Batch) -> Batch:
+    """The same in page-locked memory, for copies to a GPU that do not wait."""
+    return replace(batch, **_mapped(batch, torch.Tensor.pin_memory))
+
+
+def _mapped(batch: Batch, change: Callable[[torch.Tensor], Any]) -> dict[str, Any]:
+    """All tensors of a batch, changed, by the name of their field."""
+    optional = {name: None if (tensor := getattr(batch, name)) is None else change(tensor) for name in _OPTIONAL}
+    inputs = {name: change(tensor) for name, tensor in batch.inputs.items()}
+    return {"inputs": inputs, "labels": change(batch.labels), **optional}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _SECONDS_BETWEEN_LINES = 10.0
+_STEPS_OF_A_BAR = 500
 
 
 @contextmanager
@@ -37,11 +38,25 @@ def progress(title: str, total: int, quiet: bool) -> Iterator[Callable[[int], No
         )
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=total)
-            yield lambda done: bar.advance(task, done)
+            yield _Coarse(lambda done: bar.advance(task, done), total // _STEPS_OF_A_BAR).advance
+            bar.update(task, completed=total)
     else:
         lines = _Lines(title, total)
         yield lines.advance
         lines.end()
+
+
+class _Coarse:
+    """Passes progress on in pieces of a certain size, because a bar takes longer to move than a short document to read."""
+
+    def __init__(self, advance: Callable[[int], None], size: int):
+        self._advance, self._size, self._done = advance, size, 0
+
+    def advance(self, done: int) -> None:
+        self._done += done
+        if self._done >= self._size:
+            self._advance(self._done)
+            self._done = 0
 
 
 class _Lines:

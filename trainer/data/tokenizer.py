@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from trainer.errors import Refused
 from trainer.types import Vocabulary
 
+_TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 _SPECIAL = {"bos": "<|bos|>", "eos": "<|eos|>", "pad": "<|pad|>"}
+_MASK = "<|mask|>"
+_NUM_SENTINELS = 100
+_ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
+_CONVENTION = {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]"}
+"""How BERT's tokenizers spell them; the oldest folders name them nowhere else."""
+_SENTINEL = re.compile(r"<extra_id_([0-9]+)>")
+_NUM_BYTES = 256
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -27,7 +36,7 @@ _FILES = (
 """What may be needed of a named tokenizer. ``config.json`` names the special ids where ``tokenizer_config.json`` does not."""
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, special_tokens: Sequence[str] = ()) -> None:
     """Trains a byte-level BPE with special tokens ``<|bos|> <|eos|> <|pad|>``; the same texts give the same files.
 
     Every string can be encoded and comes back unchanged. Encoding with special tokens puts ``<|bos|>`` first.
@@ -36,13 +45,25 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
         texts: the training documents.
         vocab_size: entries wanted, special tokens included; a small corpus may not yield as many.
         folder: receives ``tokenizer.json`` and ``tokenizer_config.json``.
+        special_tokens: what follows these three: ``mask`` for ``<|mask|>``, ``sentinels`` for ``<extra_id_0>`` to ``<extra_id_99>``.
+
+    Raises:
+        Refused: so many entries do not hold the special tokens and all bytes.
     """
+    roles = _SPECIAL | ({"mask": _MASK} if "mask" in special_tokens else {})
+    sentinels = [f"<extra_id_{number}>" for number in range(_NUM_SENTINELS)] if "sentinels" in special_tokens else []
+    special = [*roles.values(), *sentinels]
+    if vocab_size <= len(special) + _NUM_BYTES:
+        raise Refused(
+            f"data.tokenizer.vocab_size={vocab_size} is too small: {len(special)} special tokens and {_NUM_BYTES} bytes come before the first word. "
+            f"Set it to {_round_up(len(special) + _NUM_BYTES)} or more."
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in _SPECIAL.values()],
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in special],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -53,7 +74,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
     )
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_config(folder, {f"{name}_token": token for name, token in _SPECIAL.items()})
+    config: dict[str, str | list[str]] = {f"{role}_token": token for role, token in roles.items()}
+    _write_config(folder, config | ({"additional_special_tokens": sentinels} if sentinels else {}))
 
 
 def find_tokenizer(name: str) -> Path:
@@ -80,7 +102,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         if name != "config.json" and (source / name).is_file():
             (folder / name).write_bytes((source / name).read_bytes())
     tokenizer = _read(source)
-    special = {f"{name}_token": _special_token(name, tokenizer, source) for name in _SPECIAL}
+    special = {f"{role}_token": _special_token(role, tokenizer, source) for role in _ROLES}
     _write_config(folder, {name: token for name, token in special.items() if token is not None})
 
 
@@ -94,10 +116,21 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, Vocabulary]:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
-    tokens = {name: _special_token(name, tokenizer, folder) for name in _SPECIAL}
-    ids = {name: None if token is None else tokenizer.token_to_id(token) for name, token in tokens.items()}
-    size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    return tokenizer, Vocabulary(size=size, **ids, sha256=hash_tokenizer(folder))
+    ids = {role: _id_of(_special_token(role, tokenizer, folder), tokenizer) for role in _ROLES}
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    sentinels = {int(match[1]): id for token, id in vocabulary.items() if (match := _SENTINEL.fullmatch(token))}
+    added = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    special = added.union(sentinels.values(), _listed(tokenizer, folder), (id for id in ids.values() if id is not None))
+    return tokenizer, Vocabulary(
+        size=max(vocabulary.values()) + 1,
+        bos=ids["cls"] if ids["bos"] is None else ids["bos"],
+        eos=ids["sep"] if ids["eos"] is None else ids["eos"],
+        pad=ids["pad"],
+        sha256=hash_tokenizer(folder),
+        mask=ids["mask"],
+        special=tuple(sorted(special)),
+        sentinels=tuple(id for _, id in sorted(sentinels.items())),
+    )
 
 
 def hash_tokenizer(folder: Path) -> str:
@@ -149,30 +182,52 @@ def _read(folder: Path) -> Tokenizer:
         raise Refused(f"{path} cannot be read as a tokenizer ({error}). Fetch it again or set data.tokenizer.path to another.") from error
 
 
-def _special_token(name: str, tokenizer: Tokenizer, folder: Path) -> str | None:
-    """The token that is ``bos``, ``eos`` or ``pad`` by the first file that knows it.
+def _special_token(role: str, tokenizer: Tokenizer, folder: Path) -> str | None:
+    """The token that is ``bos``, ``mask`` ... by the first file that knows it, else by the spelling that BERT made usual.
 
     Raises:
         Refused: it is not in the vocabulary.
     """
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = _read_json(folder / file).get(f"{name}_token")
-        token = token.get("content") if isinstance(token, dict) else token
+    for file in _TOKEN_FILES:
+        token = _spelling(_read_json(folder / file).get(f"{role}_token"))
         if token is not None:
             if tokenizer.token_to_id(token) is None:
                 raise Refused(
-                    f"{folder / file} names {name}_token={token!r}, which tokenizer.json does not contain. Correct one of the two files."
+                    f"{folder / file} names {role}_token={token!r}, which tokenizer.json does not contain. Correct one of the two files."
                 )
             return token
-    id = _read_json(folder / "config.json").get(f"{name}_token_id")
+    id = _read_json(folder / "config.json").get(f"{role}_token_id")
     id = id[0] if isinstance(id, list) else id
     if id is None:
-        return None
+        usual = _CONVENTION.get(role)
+        added = tokenizer.get_added_tokens_decoder().values()
+        return usual if any(token.special and token.content == usual for token in added) else None
     if (token := tokenizer.id_to_token(id)) is None:
         raise Refused(
-            f"{folder / 'config.json'} names {name}_token_id={id}, which is outside the vocabulary of tokenizer.json. Correct one of the two files."
+            f"{folder / 'config.json'} names {role}_token_id={id}, which is outside the vocabulary of tokenizer.json. Correct one of the two files."
         )
     return token
+
+
+def _listed(tokenizer: Tokenizer, folder: Path) -> set[int]:
+    """The ids of the special tokens without a role that a file lists."""
+    names = ("additional_special_tokens", "extra_special_tokens")
+    lists = [_read_json(folder / file).get(name) for file in _TOKEN_FILES for name in names]
+    tokens = [token for listed in lists if listed for token in (listed.values() if isinstance(listed, dict) else listed)]
+    return {id for token in tokens if (id := _id_of(_spelling(token), tokenizer)) is not None}
+
+
+def _spelling(token: Any) -> str | None:
+    """A token as these files give it: as text or as an object."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _id_of(token: str | None, tokenizer: Tokenizer) -> int | None:
+    return None if token is None else tokenizer.token_to_id(token)
+
+
+def _round_up(size: int) -> int:
+    return -(-(size + 1) // 100) * 100
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -184,7 +239,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise Refused(f"{path} is not valid JSON ({error}). Fetch it again or set data.tokenizer.path to another tokenizer.") from error
 
 
-def _write_config(folder: Path, special_tokens: dict[str, str]) -> None:
+def _write_config(folder: Path, special_tokens: Mapping[str, str | list[str]]) -> None:
     path = folder / "tokenizer_config.json"
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **_read_json(path), **special_tokens}
     config.pop("auto_map", None)
