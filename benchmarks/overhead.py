@@ -29,12 +29,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from contenders import BETAS, CONTENDERS, EPS, LOG_EVERY, LR, MAX_NORM, WEIGHT_DECAY
 from machine import machine
 
+from trainer.assembly import build_order, collator, open_job
 from trainer.config import load
 from trainer.data.loader import StepLoader
-from trainer.data.order import SampleOrder
-from trainer.data.prepare import prepare
+from trainer.distributed.launch import Launch
 from trainer.model.names import named_owners
-from trainer.model.skeleton import build_skeleton
 from trainer.model.weights import FromSeed
 
 HERE = Path(__file__).parent
@@ -81,15 +80,12 @@ def make_job(folder: Path, steps: int) -> None:
     for name in CORPUS:
         shutil.copy(Path(sysconfig.get_path("stdlib")) / name, folder / "corpus")
     (folder / "overrides.json").write_text(json.dumps(overrides(folder)))
-    config = load(overrides(folder), 1)
-    corpus = prepare(config.data, None, quiet=True)
-    skeleton = build_skeleton(config.model, corpus.vocabulary)
+    job = open_job(load(overrides(folder), 1), Launch())
+    config, skeleton, rows = job.config, job.skeleton, job.corpus.samples("train")
     skeleton.model.config.save_pretrained(folder / "model")
     weights = FromSeed(skeleton, config.train.seed)
     save_file({name: weights.fill(name).contiguous() for name, _ in named_owners(skeleton.model)}, folder / "weights.safetensors")
-    rows = corpus.rows("train")
-    order = SampleOrder(len(rows), config.train.seed)
-    loader = StepLoader(rows, order, config.objective.collate, global_batch=BATCH, micro_batch=BATCH)
+    loader = StepLoader(rows, build_order(config, rows), collator(job), global_batch=BATCH, micro_batch=BATCH)
     batches = [micro_batches[0] for _, _, micro_batches in loader.steps(1, steps)]
     stacked = {name: torch.stack([batch.inputs[name] for batch in batches]) for name in batches[0].inputs}
     save_file(stacked | {"labels": torch.stack([batch.labels for batch in batches])}, folder / "batches.safetensors")

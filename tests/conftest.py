@@ -35,6 +35,47 @@ def tiny_data(corpus_folder, tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def record_data(corpus_folder, tmp_path_factory) -> list[str]:
+    """Overrides of the same paragraphs as padded records: pairs of texts, classes, several classes, numbers."""
+    from tests.contracts.tasks import write_records
+
+    file = write_records(corpus_folder, tmp_path_factory.mktemp("records") / "paragraphs.jsonl")
+    return [
+        "data=jsonl",
+        f"data.path={file}",
+        "data.sequence_length=48",
+        "data.target_length=16",
+        "data.validation_fraction=0.1",
+        "data.tokenizer.vocab_size=512",
+        f"data.cache_dir={tmp_path_factory.mktemp('cache')}",
+    ]
+
+
+@pytest.fixture(scope="session")
+def task(tiny_data, tiny, record_data, tmp_path_factory):
+    """Overrides of the tiny run of any name in tests.contracts.tasks."""
+    from tests.contracts.tasks import CLIPPED, RECORDS, SHAPE, STEADY, TEXT, write_bert
+
+    common = [argument for argument in tiny if argument not in tiny_data and argument not in SHAPE]
+    berts = []
+
+    def arguments(name: str) -> list[str]:
+        if name in TEXT:
+            return [*tiny_data, *common, *SHAPE, *TEXT[name], *(STEADY if "spans" in name else [])]
+        writes = "objective=seq2seq" in RECORDS[name]
+        data = record_data if writes else [item for item in record_data if "target_length" not in item]
+        unclipped = [item for item in common if "max_grad_norm" not in item]
+        run = [*data, *unclipped, *RECORDS[name], *STEADY, *CLIPPED, *(["train.evaluate_generate=2"] if writes else [])]
+        if name != "two berts":
+            return [*run, *SHAPE]
+        if not berts:
+            berts.append(write_bert([*tiny_data, *common], tmp_path_factory.mktemp("bert")))
+        return [*run, f"model.encoder={berts[0]}"]
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
 def tiny(tiny_data) -> list[str]:
     """Overrides of a run that takes a second: two blocks of width 32, fp32, 20 steps, clipping on."""
     return [

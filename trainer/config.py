@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.checkpoint.config import CheckpointConfig
-from trainer.data.config import Data, PythonStdlib, Text
+from trainer.data.config import Data, DebianDescriptions, PythonStdlib, Text, Vader
+from trainer.data.mix_config import Mix, add_kind
+from trainer.data.record_config import Csv, Hub, Jsonl, Parquet
 from trainer.errors import Refused
-from trainer.model.config import Gpt2, Llama, Model, Pretrained
+from trainer.model.config import Model
+from trainer.model.decoders import Gpt2, Llama
+from trainer.model.encoders import Bert, Roberta
+from trainer.model.pretrained import EncoderDecoder, Packaged, Pretrained
+from trainer.model.seq2seq import T5, Bart
 from trainer.objective.causal_lm import CausalLM
+from trainer.objective.classification import Classification
+from trainer.objective.masked_lm import MaskedLM
+from trainer.objective.seq2seq import Seq2Seq
+from trainer.objective.span_corruption import SpanCorruption
 from trainer.optimizer.config import AdamW
 from trainer.precision.config import Precision
-from trainer.schema import setting
+from trainer.schema import grow, leaf_problems, leaves, setting
 from trainer.strategy.native import NativeStrategy
 
 if TYPE_CHECKING:
@@ -54,7 +64,15 @@ class TrainConfig:
     evaluate_every: int | None = setting(
         None, "steps between evaluations on the held-out split; None: only at the end", minimum=1, aliases=("eval_steps", "eval_interval")
     )
-    evaluate_samples: int = setting(128, "held-out rows per evaluation, the first ones", minimum=1)
+    evaluate_samples: int = setting(
+        128, "held-out samples per evaluation (of each source of a mix), the first ones", minimum=1, aliases=("max_eval_samples",)
+    )
+    evaluate_generate: int = setting(
+        32,
+        "held-out sources per evaluation for which a seq2seq model writes the target, to compare it (ROUGE-L, exact match); 0: none",
+        minimum=0,
+        aliases=("predict_with_generate",),
+    )
     nonfinite: str = setting(
         "stop",
         "when a gradient norm is not finite (the update is never applied): stop the run, or skip the step and go on",
@@ -81,11 +99,14 @@ class RunConfig:
 class SampleConfig:
     """How text is generated: the sample at the end of training, and the generate command."""
 
-    prompt: str = setting("", "text to go on from; empty: the beginning of a document")
+    prompt: str = setting("", "text to go on from, empty: the beginning of a document; for a seq2seq model the source")
     max_new_tokens: int = setting(128, "most tokens to generate; stops earlier at the end of the document", minimum=1)
-    temperature: float = setting(0.9, "sampling temperature; 0: greedy", minimum=0)
+    temperature: float | None = setting(
+        None, "sampling temperature; 0: greedy; None: 0.9, or greedy with beams and for a seq2seq model", minimum=0
+    )
     top_k: int | None = setting(None, "sample among the k likeliest tokens; None: all", minimum=1)
     top_p: float = setting(0.95, "sample among the likeliest tokens that hold this probability", above=0, maximum=1)
+    num_beams: int = setting(1, "beams of the search for the likeliest text, also in evaluation; 1: no search", minimum=1, aliases=("beams",))
 
 
 @dataclass
@@ -112,9 +133,35 @@ class Config:
 GROUPS: dict[str, dict[str, type]] = {
     "strategy": {"native": NativeStrategy},
     "precision": {"precision": Precision},
-    "objective": {"causal_lm": CausalLM},
-    "model": {"llama": Llama, "gpt2": Gpt2, "pretrained": Pretrained},
-    "data": {"python_stdlib": PythonStdlib, "text": Text},
+    "objective": {
+        "causal_lm": CausalLM,
+        "masked_lm": MaskedLM,
+        "span_corruption": SpanCorruption,
+        "seq2seq": Seq2Seq,
+        "classification": Classification,
+    },
+    "model": {
+        "llama": Llama,
+        "gpt2": Gpt2,
+        "bert": Bert,
+        "roberta": Roberta,
+        "t5": T5,
+        "bart": Bart,
+        "pretrained": Pretrained,
+        "packaged": Packaged,
+        "encoder_decoder": EncoderDecoder,
+    },
+    "data": {
+        "python_stdlib": PythonStdlib,
+        "text": Text,
+        "jsonl": Jsonl,
+        "csv": Csv,
+        "parquet": Parquet,
+        "hub": Hub,
+        "vader": Vader,
+        "debian_descriptions": DebianDescriptions,
+        "mix": Mix,
+    },
     "optimizer": {"adamw": AdamW},
 }
 """Every group's own schemas, by the name that a preset's YAML refers to as ``/schema/GROUP/NAME``."""
@@ -143,6 +190,8 @@ def register(group: str, name: str, config: type) -> None:
         kind = "a dataclass" if base is object else f"a dataclass that extends {base.__module__}.{base.__qualname__}"
         raise ValueError(f"register({group!r}, {name!r}): {config!r} is not {kind}.")
     REGISTERED[group][name] = config
+    if issubclass(config, Data):
+        add_kind(name, config)
 
 
 def schemas() -> dict[str, dict[str, type]]:
@@ -215,9 +264,17 @@ def from_yaml(text: str) -> Config:
         tree: Any = OmegaConf.create(text)
         named = dict(item.removeprefix("/schema/").split("@")[0].split("/") for item in tree.pop("defaults") if item != "_self_")
         skeleton = Config(**{group: schemas()[group][name]() for group, name in named.items()})
+        grow(skeleton, dict(_said(tree)))
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(skeleton), tree))  # type: ignore[return-value]
     except (OmegaConfBaseException, YAMLError, ValueError, KeyError, AttributeError) as error:
         raise Refused(f"This is not the config of a run of this version and its plugins: {error}.") from error
+
+
+def _said(tree: Any, section: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of a tree as text, by its dotted key."""
+    for name, value in tree.items():
+        key = f"{section}.{name}" if section else str(name)
+        yield from _said(value, key) if isinstance(value, Mapping) else [(key, str(value))]
 
 
 def contradictions(config: Config, world_size: int | None) -> Iterator[str]:
@@ -225,7 +282,7 @@ def contradictions(config: Config, world_size: int | None) -> Iterator[str]:
     for check in CHECKS:
         yield from check(config)
     objective, family = builtin_name("objective", config.objective), builtin_name("model", config.model)
-    family = None if family == "pretrained" else family
+    family = None if family in ("pretrained", "packaged") else family
     yield from config.strategy.check(world_size, config.precision.compute, objective, family)
 
 
@@ -254,8 +311,37 @@ def _rows_fit(config: Config) -> Iterator[str]:
 
 
 def _something_to_evaluate(config: Config) -> Iterator[str]:
-    if config.train.evaluate_every is not None and config.data.validation_fraction == 0:
+    if config.train.evaluate_every is not None and not config.data.holds_out:
         yield f"train.evaluate_every={config.train.evaluate_every} has nothing to evaluate, because data.validation_fraction=0: raise it."
+
+
+def _data_is_sound(config: Config) -> Iterator[str]:
+    yield from config.data.problems()
+    parts = (config.objective, config.data)
+    if any(problem for part in parts for leaf in leaves(part).values() for problem in leaf_problems(leaf)):
+        return  # what is needed follows from values that are refused by themselves
+    data, name = config.data, builtin_name("objective", config.objective) or type(config.objective).__name__
+    needs = config.objective.needs(data.sequence_length, data.target_length)
+    for key, source in data.sources().items():
+        if lacks := source.lacks(needs):
+            choice = "data" if source is data else f"{key}.kind"
+            keys = [f"{key}.{field}" for field in (*needs.fields, *(["label"] if needs.label else []))]
+            yield (
+                f"objective={name} reads {lacks}, which {choice}={builtin_name('data', source) or type(source).__name__} does not have: "
+                f"choose {choice}=jsonl, csv, parquet or hub, and name the column{'s' if len(keys) > 1 else ''} with {' and '.join(keys)}."
+            )
+    if data.target_length is not None and "target" not in needs.fields:
+        yield f"data.target_length={data.target_length} has no effect, because objective={name} reads no target: leave it out."
+    if data.packing and not needs.packs:
+        yield f"data.packing=true does not go with objective={name}, which takes one record per row: leave data.packing out."
+    elif needs.packs if data.packing is None else data.packing:
+        if data.group_by_length:
+            yield "data.group_by_length=true has no effect on packed rows, which are full: add data.packing=false, or leave it out."
+        if data.too_long != "truncate":
+            yield (
+                f"data.too_long={data.too_long} has no effect on packed rows, where a long record goes on in the next row: "
+                "add data.packing=false, or leave it out."
+            )
 
 
 def _resume_exists(config: Config) -> Iterator[str]:
@@ -267,8 +353,9 @@ def _resume_exists(config: Config) -> Iterator[str]:
         yield f"checkpoint.resume={resume} is neither latest, never nor a folder{did_you_mean(near and f'checkpoint.resume={near}')}"
 
 
-def _model_is_sound(config: Config) -> Iterator[str]:
-    yield from config.model.problems()  # type: ignore[attr-defined]
+def _parts_are_sound(config: Config) -> Iterator[str]:
+    yield from config.model.problems()
+    yield from getattr(config.objective, "problems", list)()
 
 
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
@@ -276,7 +363,8 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _stop_fits,
     _rows_fit,
     _something_to_evaluate,
+    _data_is_sound,
     _resume_exists,
-    _model_is_sound,
+    _parts_are_sound,
 )
 """What no single field can know; the strategy's own checks come after."""

@@ -7,39 +7,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from trainer.assembly import build_engine, build_evaluator, build_loader, build_stream, open_job, stream_states
 from trainer.callbacks.console import PlainLines, ProgressBar
 from trainer.callbacks.jsonl import JsonLines
-from trainer.callbacks.summary import print_facts, print_sample
+from trainer.callbacks.summary import print_examples, print_facts, print_sample
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.command_line.plugins import versions
 from trainer.config import Config, to_yaml
-from trainer.data.loader import StepLoader, held_out_batches
-from trainer.data.order import SampleOrder
-from trainer.data.prepare import prepare
-from trainer.data.tokenizer import same_vocabulary
 from trainer.distributed.agreement import Agreement
 from trainer.distributed.launch import Launch
 from trainer.distributed.lifetime import Member
 from trainer.distributed.log import LOGGER, log_to
-from trainer.distributed.mesh import build_mesh
-from trainer.distributed.process_group import choose_device, start_process_group
+from trainer.distributed.process_group import start_process_group
 from trainer.distributed.stop import Signals, StopRequest, listen
 from trainer.errors import DONE, STOPPED, Refused
 from trainer.metrics import MetricsFile
-from trainer.model.gate import model_problems
 from trainer.model.generation import generate_text
-from trainer.model.skeleton import build_skeleton, pretrained_folder
-from trainer.model.weights import FromSafetensors, FromSeed, Unfilled, named_seed
-from trainer.objective.additive import objective_problems
-from trainer.optimizer.adamw import build_adamw
+from trainer.model.weights import named_seed
 from trainer.optimizer.schedule import lr_scale
-from trainer.protocols import Callback, Engine, EngineJob
+from trainer.protocols import Callback, Engine
 from trainer.run_directory import RunDirectory, fresh
 from trainer.session.ending import Ending, recorded_exit
-from trainer.session.facts import closing_facts, opening_facts
-from trainer.session.identity import identity, require_one_run, require_same
+from trainer.session.facts import closing_facts, opening_facts, unit
+from trainer.session.identity import identity, require_one_run, require_same, require_same_ranks
 from trainer.session.job import Job
 from trainer.session.passport import environment
 from trainer.state.storage import read_state
@@ -62,20 +52,10 @@ def train(config: Config, launch: Launch, signals: Signals | None = None) -> int
         Refused, TrainingFailed, StorageFailed: already written to ``exit.json``; printing them is the caller's.
     """
     signals = signals or listen(launch)
-    source = pretrained_folder(config.model)
-    corpus = prepare(config.data, str(source) if source else None, config.run.quiet)
-    skeleton = build_skeleton(config.model, corpus.vocabulary, source)
-    own_tokenizer = source is not None and (source / "tokenizer.json").is_file()  # else the user's word is all there is
-    same = source is None or not own_tokenizer or same_vocabulary(corpus.tokenizer_folder, source)
-    problems = model_problems(skeleton, corpus.vocabulary, config.data.sequence_length, same)
-    problems += objective_problems(config.objective, corpus.rows("train"))
-    if problems:
-        raise Refused(problems)
-    device = choose_device(config.run.device, launch)
-    job = Job(config, launch, corpus, skeleton, device, Console(quiet=launch.rank > 0))
+    job = open_job(config, launch)
     directory = _open_directory(config) if launch.rank == 0 else None
     with recorded_exit(launch, directory, signals) as ending:
-        ending.store = start_process_group(launch, device, config.run.timeout)
+        ending.store = start_process_group(launch, job.device, config.run.timeout)
         agreement = Agreement(ending.store, launch.rank, launch.world_size)
         path = agreement.from_first(str(directory.path) if directory else None)
         ending.directory = directory = directory or RunDirectory(path)
@@ -115,12 +95,13 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
     require_one_run(agreement.gather({**same, "the configuration": to_yaml(config)}))
     if found:
         require_same(found[1], same, found[0])
+        require_same_ranks(found[1], config.strategy.degrees(launch.world_size).size, found[0])
     state = found[1] if found else RunState(step=0, identity=same, tokens_seen=0, metrics_bytes=0)
     plan = _plan(config)
     if state.step >= plan.stop_after:
         return _nothing_left(job, directory, state, plan)
 
-    engine = _build_engine(job, resumed=found is not None)
+    engine = build_engine(job, resumed=found is not None)
     if found:
         read_state(found[0], engine.state())
         job.say(f"resuming from {found[0]} at step {state.step}")
@@ -131,19 +112,22 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
         directory.write_config(to_yaml(config))
         directory.write_passport(_passport(job, engine, same, surroundings))
         bar = job.console.is_terminal and not config.run.quiet
-        callbacks = [JsonLines(metrics), ProgressBar(job.console, plan.steps, state.step) if bar else PlainLines(job.console, plan.steps)]
+        per, said = unit(job.corpus.needs), job.console
+        callbacks = [JsonLines(metrics), ProgressBar(said, plan.steps, state.step, per) if bar else PlainLines(said, plan.steps, per)]
+
+    stream = build_stream(job, engine, agreement, state)
 
     def save(step: int, tokens_seen: int) -> None:
         if metrics is not None:
             metrics.sync()
             directory.write_passport(_passport(job, engine, same, surroundings))
-        run_state = RunState(step, same, tokens_seen, metrics.bytes if metrics else 0)
+        run_state = RunState(step, same, tokens_seen, metrics.bytes if metrics else 0, stream_states(job, stream, engine, agreement))
         folder = checkpointer.save(engine.state(), run_state)
         LOGGER.info("checkpoint %s", folder)
         for callback in callbacks:
             callback.on_save(step, str(folder))
 
-    trainer = _build_trainer(job, engine, plan, stop, callbacks, save)
+    trainer = Trainer(engine, stream or build_loader(job, engine), plan, stop, callbacks, save, build_evaluator(job, engine))
     if reason := next(filter(None, agreement.gather(stop.reason)), None):
         return _stopped_before(job, reason, state.step)
     with ExitStack() as last_words:  # all of them, even if one fails
@@ -166,44 +150,6 @@ def _plan(config: Config) -> Plan:
         lr_scale=lambda step: lr_scale(optimizer, step, train.steps),
         max_norm=optimizer.max_grad_norm,
     )
-
-
-def _build_engine(job: Job, resumed: bool = False) -> Engine:
-    config = job.config
-    source = Unfilled if resumed else FromSafetensors if job.skeleton.source else FromSeed
-    weights = source(job.skeleton, config.train.seed)
-    degrees = config.strategy.degrees(job.launch.world_size)
-    engine_job = EngineJob(
-        skeleton=job.skeleton,
-        weights=weights,
-        objective=config.objective,
-        make_optimizer=lambda named: build_adamw(config.optimizer, named),
-        precision=config.precision,
-        mesh=build_mesh(degrees, job.device),
-        device=job.device,
-        seed=config.train.seed,
-    )
-    return config.strategy.build(engine_job)
-
-
-def _build_trainer(job: Job, engine: Engine, plan: Plan, stop: StopRequest, callbacks: list[Callback], save: Any) -> Trainer:
-    config, corpus = job.config, job.corpus
-    rows = corpus.rows("train")
-    shape = {"micro_batch": config.train.micro_batch, "data_rank": engine.data_rank, "data_size": engine.data_size}
-    loader = StepLoader(
-        rows,
-        SampleOrder(len(rows), config.train.seed),
-        config.objective.collate,
-        global_batch=config.train.global_batch,
-        workers=config.data.workers,
-        pin_memory=job.device.type == "cuda",
-        **shape,
-    )
-    validation = corpus.rows("validation")
-    held_out = None
-    if len(validation):
-        held_out = lambda: held_out_batches(validation, config.objective.collate, config.train.evaluate_samples, **shape)  # noqa: E731
-    return Trainer(engine, config.objective, loader, held_out, plan, stop, callbacks, save)
 
 
 def _open_metrics(directory: RunDirectory, state: RunState, own: bool, job: Job) -> MetricsFile | None:
@@ -263,12 +209,20 @@ def _close(job: Job, directory: RunDirectory, engine: Engine, plan: Plan, outcom
     print_facts(
         job.console,
         "done" if finished else f"stopped at train.stop_after={plan.stop_after}",
-        closing_facts(directory.path, outcome, plan, tokens_before),
+        closing_facts(job, directory.path, outcome, plan, tokens_before),
     )
     if finished and not outcome.stopped_by:  # who asked to stop is in a hurry
-        print_sample(job.console, _sample(job, engine))
+        _show_sample(job, engine, outcome)
     engine.close()
     return DONE, f"Step {outcome.step} of {plan.steps} is done."
+
+
+def _show_sample(job: Job, engine: Engine, outcome: Outcome) -> None:
+    """What the model writes, if it writes: going on from the prompt, or for held-out sources beside what should have been written."""
+    if job.skeleton.task == "causal_lm":
+        print_sample(job.console, _sample(job, engine))
+    elif outcome.evaluation is not None and outcome.evaluation.examples:
+        print_examples(job.console, outcome.evaluation.examples)
 
 
 def _sample(job: Job, engine: Engine) -> str:

@@ -21,7 +21,8 @@ from trainer.types import Batch, Evaluation, LossTerms, StepPlan, StepRecord, St
 
 if TYPE_CHECKING:
     from trainer.distributed.stop import StopRequest
-    from trainer.protocols import Callback, Engine, Objective
+    from trainer.evaluation import Evaluator
+    from trainer.protocols import Callback, Engine
 
 
 class Loader(Protocol):
@@ -116,30 +117,27 @@ class Trainer:
 
     Args:
         engine: carries out steps.
-        objective: for its metrics.
         loader: batches by step.
-        held_out: gives the micro-batches for evaluation, anew at each call; None: no evaluation.
         plan: when to do what.
         stop: requests to stop.
         callbacks: who watches; empty on all ranks but 0.
         save: writes a checkpoint: (step, tokens seen).
+        evaluator: measures on held-out samples; None: there are none.
     """
 
     def __init__(
         self,
         engine: Engine,
-        objective: Objective,
         loader: Loader,
-        held_out: Callable[[], Iterable[Batch]] | None,
         plan: Plan,
         stop: StopRequest,
         callbacks: list[Callback],
         save: Callable[[int, int], None],
+        evaluator: Evaluator | None = None,
     ):
         self._engine = engine
-        self._objective = objective
         self._loader = loader
-        self._held_out = held_out
+        self._evaluator = evaluator
         self._plan = plan
         self._stop = stop
         self._callbacks = callbacks
@@ -185,24 +183,10 @@ class Trainer:
         return StepValues(terms, counts, stats)
 
     def evaluate(self, step: int) -> Evaluation | None:
-        """The objective's metrics over the held-out split; None if there is none."""
-        if self._held_out is None:
+        """The objective's metrics over the held-out samples; None if there are none."""
+        if self._evaluator is None:
             return None
-        totals: dict[str, Tensor] = {}
-        counted: dict[str, str] = {}
-        for batch in self._held_out():
-            terms = self._engine.score(batch)
-            counted = {name: term.count_key for name, term in terms.items()}
-            sums = {name: term.sum.double() for name, term in terms.items()}
-            for name, value in {**sums, **{f"#{key}": torch.tensor(float(count)) for key, count in batch.counts.items()}}.items():
-                totals[name] = totals[name] + value if name in totals else value
-        return self._report(step, totals, counted)
-
-    def _report(self, step: int, totals: dict[str, Tensor], counted: dict[str, str]) -> Evaluation:
-        stacked = torch.stack([total.double().to(next(iter(totals.values())).device) for total in totals.values()])
-        summed = dict(zip(totals, self._engine.sum_over_data(stacked).tolist(), strict=True))
-        means = {name: summed[name] / max(1.0, summed[f"#{key}"]) for name, key in counted.items()}
-        evaluation = Evaluation(step, self._objective.metrics(means), int(summed["#targets"]))
+        evaluation = self._evaluator.evaluate(step)
         for callback in self._callbacks:
             callback.on_evaluate(evaluation)
         return evaluation

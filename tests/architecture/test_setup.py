@@ -16,7 +16,7 @@ def test_every_dependency_has_a_tested_version_within_its_range():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     tested = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
     extras = [line for name, extra in PROJECT["optional-dependencies"].items() if name != "all" for line in extra]
-    for requirement in map(Requirement, PROJECT["dependencies"] + extras):
+    for requirement in map(Requirement, PROJECT["dependencies"] + [line for line in extras if not line.startswith("isotrain[")]):
         assert requirement.specifier.contains(tested[requirement.name.lower()]), requirement
 
 

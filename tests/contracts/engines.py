@@ -3,19 +3,18 @@
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
 
-from trainer import run
+from trainer import assembly
 from trainer.config import load
-from trainer.data.prepare import prepare
 from trainer.distributed.launch import read_launch
-from trainer.distributed.process_group import choose_device, start_process_group
-from trainer.model.skeleton import build_skeleton, pretrained_folder
+from trainer.distributed.process_group import start_process_group
+from trainer.model.skeleton import CLASSES
 from trainer.protocols import Engine
 from trainer.session.job import Job
 
@@ -23,18 +22,15 @@ from trainer.session.job import Job
 def build_job(arguments: Sequence[str]) -> Job:
     """Everything that a run knows before its engine, with the process group started."""
     launch = read_launch(os.environ)
-    config = load(arguments, launch.world_size)
-    source = pretrained_folder(config.model)
-    corpus = prepare(config.data, str(source) if source else None)
-    device = choose_device("cpu", launch)
-    start_process_group(launch, device, 60)
-    return Job(config, launch, corpus, build_skeleton(config.model, corpus.vocabulary, source), device, console=None)
+    job = assembly.open_job(load([*arguments, "run.device=cpu"], launch.world_size), launch)
+    start_process_group(launch, job.device, 60)
+    return job
 
 
 def build_engine(arguments: Sequence[str]) -> tuple[Job, Engine]:
     """A job and its engine, filled."""
     job = build_job(arguments)
-    return job, run._build_engine(job)
+    return job, assembly.build_engine(job)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -44,20 +40,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 def micro_batches(job: Job, engine: Engine, step: int, size: int | None = None):
     """This rank's micro-batches of a step."""
-    from trainer.data.loader import StepLoader
-    from trainer.data.order import SampleOrder
-
-    rows, train = job.corpus.rows("train"), job.config.train
-    loader = StepLoader(
-        rows,
-        SampleOrder(len(rows), train.seed),
-        job.config.objective.collate,
-        global_batch=train.global_batch,
-        micro_batch=size or train.micro_batch,
-        data_rank=engine.data_rank,
-        data_size=engine.data_size,
-    )
-    return loader.load(step)[2]
+    loader = assembly.build_loader(job, engine)
+    return replace(loader, micro_batch=size or loader.micro_batch).load(step)[2]
 
 
 def write_stock(arguments, folder, dtype="float32", prefix="", **options):
@@ -67,7 +51,7 @@ def write_stock(arguments, folder, dtype="float32", prefix="", **options):
     """
     job = build_job(arguments)
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(job.skeleton.model.config, dtype=getattr(torch, dtype))
+    model = CLASSES[job.skeleton.task].from_config(job.skeleton.model.config, dtype=getattr(torch, dtype))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) / 64)  # norms and biases too: values that nobody would find by guessing

@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from tests.contracts.engines import build_engine, micro_batches
-from trainer.config import load
-from trainer.data.order import SampleOrder
-from trainer.data.prepare import prepare
+from trainer.data.order import SampleOrder, step_draws
 from trainer.distributed.sharding import local_part
 from trainer.objective.causal_lm import CausalLM
 from trainer.schema import setting
-from trainer.testing import assert_same_curve, last_wins, read_curve, run_ranks, train_here
+from trainer.testing import assert_same_curve, last_wins, prepared, read_curve, run_ranks, train_here
 from trainer.types import StepPlan, Term
 
 STEP = 3
@@ -29,9 +27,9 @@ class Poisoned(CausalLM):
     sample: int = setting(-2, "id of the bad sample")
     poison: str = setting("nan", "nan, inf, or gradient")
 
-    def collate(self, rows):
-        batch = super().collate(rows)
-        batch.inputs["bad"] = torch.from_numpy(rows.sample_ids == self.sample)
+    def collate(self, samples, context):
+        batch = super().collate(samples, context)
+        batch.inputs["bad"] = torch.from_numpy(samples.ids == self.sample)
         return batch
 
     def loss(self, scores, batch):
@@ -50,7 +48,7 @@ def register():
 
     trainer.register("objective", "poisoned", Poisoned)
     forward = Scorer.forward
-    Scorer.forward = lambda self, inputs, labels: forward(self, {k: v for k, v in inputs.items() if k != "bad"}, labels)
+    Scorer.forward = lambda self, inputs, labels, places: forward(self, {k: v for k, v in inputs.items() if k != "bad"}, labels, places)
 
 
 def train_poisoned(arguments):
@@ -61,9 +59,9 @@ def train_poisoned(arguments):
 @pytest.fixture(scope="session")
 def ids(tiny):
     """The sample ids of the bad step."""
-    config = load(last_wins(tiny), 1)
-    rows = prepare(config.data).rows("train")
-    return SampleOrder(len(rows), config.train.seed).batch(STEP, 16)
+    config, corpus = prepared(tiny)
+    rows = corpus.samples("train")
+    return step_draws(SampleOrder(len(rows), config.train.seed), STEP, 1, 16).ids[0]
 
 
 @pytest.fixture(scope="session")

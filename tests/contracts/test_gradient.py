@@ -4,18 +4,35 @@ import math
 
 import pytest
 
+from tests.contracts.tasks import NAMES, TEXT
 from trainer.testing import assert_same_curve, train_curve
 
-FAMILIES = ("llama_tiny", "gpt2_tiny")
 LAYOUTS = [("single", 1), *(("ddp", n) for n in (1, 2, 3, 4)), *(("fsdp", n) for n in (1, 2, 3, 4)), ("hsdp", 4)]
 REPRESENTATIVES = {
-    ("llama_tiny", "single", 1, 4),
-    ("llama_tiny", "ddp", 3, 2),
-    ("llama_tiny", "fsdp", 2, 4),
-    ("llama_tiny", "hsdp", 4, 1),
-    ("gpt2_tiny", "ddp", 2, 2),
-    ("gpt2_tiny", "fsdp", 3, 1),
+    ("llama", "single", 1, 4),
+    ("llama", "ddp", 3, 2),
+    ("llama", "fsdp", 2, 4),
+    ("llama", "hsdp", 4, 1),
+    ("gpt2", "ddp", 2, 2),
+    ("gpt2", "fsdp", 3, 1),
+    ("bert", "fsdp", 3, 2),
+    ("roberta", "ddp", 2, 4),
+    ("t5 spans", "hsdp", 4, 2),
+    ("bart spans", "fsdp", 2, 1),
+    ("t5", "fsdp", 3, 2),
+    ("bart", "ddp", 4, 1),
+    ("two berts", "fsdp", 2, 2),
+    ("bert classes", "hsdp", 4, 1),
+    ("roberta classes", "fsdp", 2, 4),
+    ("llama classes", "fsdp", 4, 1),
+    ("gpt2 classes", "ddp", 3, 2),
+    ("bert tags", "ddp", 2, 2),
+    ("roberta number", "fsdp", 3, 1),
 }
+
+
+EVEN = ("t5 spans", "bart spans", "bert classes", "roberta classes", "llama classes", "gpt2 classes", "bert tags", "roberta number")
+"""Of whose samples each has as many targets as the next."""
 
 
 def micro_batch(ranks: int, accumulation: int, global_batch: int = 16) -> int:
@@ -24,7 +41,7 @@ def micro_batch(ranks: int, accumulation: int, global_batch: int = 16) -> int:
 
 
 def matrix():
-    for family in FAMILIES:
+    for family in NAMES:
         for strategy, ranks in LAYOUTS:
             for accumulation in (1, 2, 4):
                 cell = (family, strategy, ranks, accumulation)
@@ -32,25 +49,26 @@ def matrix():
 
 
 @pytest.fixture(scope="session")
-def one_rank(tiny, tmp_path_factory):
+def one_rank(task, tmp_path_factory):
     """The reference curve of a family and precision: one rank, one micro-batch."""
     curves = {}
 
     def curve(family, *more):
         if (family, more) not in curves:
-            curves[family, more] = train_curve([*tiny, f"model={family}", *more], tmp_path_factory.mktemp("reference"))
+            curves[family, more] = train_curve([*task(family), *more], tmp_path_factory.mktemp("reference"))
         return curves[family, more]
 
     return curve
 
 
 @pytest.mark.parametrize(("family", "strategy", "ranks", "accumulation"), list(matrix()))
-def test_every_layout_has_the_curve_of_one_rank(tiny, tmp_path, one_rank, family, strategy, ranks, accumulation):
-    arguments = [*tiny, f"model={family}", f"+strategy={strategy}", f"train.micro_batch={micro_batch(ranks, accumulation)}"]
+def test_every_layout_has_the_curve_of_one_rank(task, tmp_path, one_rank, family, strategy, ranks, accumulation):
+    arguments = [*task(family), f"+strategy={strategy}", f"train.micro_batch={micro_batch(ranks, accumulation)}"]
     curve = train_curve(arguments, tmp_path / "run", ranks)
     reference = one_rank(family)
-    assert len({line["num_targets"] for line in reference}) > 1, "the corpus must have uneven counts for this to mean anything"
-    assert any(line["grad_norm"] > 0.5 for line in reference), "clipping must have something to clip"
+    if family not in EVEN:
+        assert len({line["num_targets"] for line in reference}) > 1, "the corpus must have uneven counts for this to mean anything"
+    assert any(line["grad_norm"] > (0.5 if family in TEXT else 0.2) for line in reference), "clipping must have something to clip"
     assert_same_curve(curve, reference, loss=1e-5, grad_norm=1e-4)
 
 
@@ -66,9 +84,11 @@ def test_ddp_and_fsdp_are_bitwise_equal_on_two_ranks(tiny, tmp_path, accumulatio
     ("strategy", "ranks"),
     [("ddp", 2), ("fsdp", 4), pytest.param("hsdp", 4, marks=pytest.mark.slow), pytest.param("fsdp", 3, marks=pytest.mark.slow)],
 )
-@pytest.mark.parametrize("family", [FAMILIES[0], pytest.param(FAMILIES[1], marks=pytest.mark.slow)])
-def test_bf16_stays_near_one_rank(tiny, tmp_path, one_rank, family, strategy, ranks):
-    arguments = [*tiny, f"model={family}", "precision=bf16", f"strategy={strategy}", "train.micro_batch=2"]
+@pytest.mark.parametrize(
+    "family", ["llama", "t5", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in ("llama", "t5"))]
+)
+def test_bf16_stays_near_one_rank(task, tmp_path, one_rank, family, strategy, ranks):
+    arguments = [*task(family), "precision=bf16", f"strategy={strategy}", "train.micro_batch=2"]
     assert_same_curve(train_curve(arguments, tmp_path / "run", ranks), one_rank(family, "precision=bf16"), loss=1e-2, grad_norm=5e-2)
 
 
@@ -81,9 +101,9 @@ def test_bf16_stays_near_one_rank(tiny, tmp_path, one_rank, family, strategy, ra
     ],
 )
 def test_fsdp_options_change_no_loss(tiny, tmp_path, one_rank, more):
-    assert_same_curve(train_curve([*tiny, "+strategy=fsdp", *more], tmp_path / "run", 2), one_rank("llama_tiny"))
+    assert_same_curve(train_curve([*tiny, "+strategy=fsdp", *more], tmp_path / "run", 2), one_rank("llama"))
 
 
 def test_workers_change_nothing(tiny, tmp_path, one_rank):
     curve = train_curve([*tiny, "data.workers=2"], tmp_path / "run", 1)
-    assert_same_curve(curve, one_rank("llama_tiny"), loss=0, grad_norm=0)
+    assert_same_curve(curve, one_rank("llama"), loss=0, grad_norm=0)

@@ -6,6 +6,7 @@ from itertools import permutations
 import pytest
 import torch
 
+from tests.contracts.tasks import NAMES, STEADY
 from trainer.checkpoint.checkpointer import choose
 from trainer.errors import StorageFailed
 from trainer.state.storage import read_tensors, write_state
@@ -21,55 +22,53 @@ def tensors_of(run_dir, step):
 
 def engine_state(arguments, folder):
     """On each rank: builds the engine of a command line, loads ``folder``, and gives this rank's view of the whole state."""
-    import os
-
     from torch.distributed.tensor import DTensor
 
-    from trainer import run
-    from trainer.config import load
-    from trainer.data.prepare import prepare
-    from trainer.distributed.launch import read_launch
-    from trainer.distributed.process_group import choose_device, start_process_group
-    from trainer.model.skeleton import build_skeleton
-    from trainer.session.job import Job
+    from tests.contracts.engines import build_job
+    from trainer.assembly import build_engine
     from trainer.state.storage import read_state
 
-    launch = read_launch(os.environ)
-    config = load(arguments, launch.world_size)
-    corpus = prepare(config.data)
-    device = choose_device("cpu", launch)
-    start_process_group(launch, device, 60)
-    job = Job(config, launch, corpus, build_skeleton(config.model, corpus.vocabulary), device, console=None)
-    state = run._build_engine(job).state()
+    state = build_engine(build_job(arguments)).state()
     read_state(folder, state)
     return {name: (value.full_tensor() if isinstance(value, DTensor) else value).numpy() for name, value in state.items()}
 
 
-def test_a_run_that_moves_four_times_keeps_its_curve(tiny, tmp_path):
-    stayed = train_curve([*tiny, "+strategy=single"], tmp_path / "stayed")
+def some(names, quick):
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", some(NAMES, {"llama", "bert", "t5", "bart spans"}))
+def test_a_run_that_moves_four_times_keeps_its_curve(task, tmp_path, name):
+    arguments = [*task(name), *STEADY]
+    stayed = train_curve([*arguments, "+strategy=single"], tmp_path / "stayed")
     for strategy, ranks, stop in (("fsdp", 4, 5), ("ddp", 2, 10), ("single", 1, 15), ("fsdp", 2, 20)):
-        moved = train_curve([*tiny, f"strategy={strategy}", f"train.stop_after={stop}"], tmp_path / "moved", ranks)
+        moved = train_curve([*arguments, f"strategy={strategy}", f"train.stop_after={stop}"], tmp_path / "moved", ranks)
         assert moved[-1]["step"] == stop
     assert_same_curve(moved, stayed, loss=1e-6, grad_norm=1e-4)
 
 
+MOVES = [("llama", *pair) for pair in permutations(STRATEGIES, 2)] + [(name, "fsdp", "ddp") for name in NAMES if name != "llama"]
+
+
 @pytest.mark.parametrize(
-    ("source", "destination"),
+    ("name", "source", "destination"),
     [
-        pytest.param(*pair, marks=() if pair in {("fsdp", "ddp"), ("ddp", "hsdp")} else pytest.mark.slow)
-        for pair in permutations(STRATEGIES, 2)
+        pytest.param(
+            *move, marks=() if move in {("llama", "ddp", "hsdp"), ("roberta", "fsdp", "ddp"), ("t5", "fsdp", "ddp")} else pytest.mark.slow
+        )
+        for move in MOVES
     ],
 )
-def test_loaded_state_is_bitwise_what_was_saved(tiny, tmp_path, source, destination):
-    train_curve([*tiny, f"strategy={source}", "train.stop_after=3"], tmp_path / "run", RANKS[source])
+def test_loaded_state_is_bitwise_what_was_saved(task, tmp_path, name, source, destination):
+    train_curve([*task(name), f"strategy={source}", "train.stop_after=3"], tmp_path / "run", RANKS[source])
     folder = tmp_path / "run" / "checkpoints" / "step-3"
     saved = read_tensors(folder, "")
-    arguments = last_wins([*tiny, f"strategy={destination}"])
+    arguments = last_wins([*task(name), f"strategy={destination}"])
     for seen in run_ranks(engine_state, RANKS[destination], arguments, folder):
         assert seen.keys() == saved.keys()
-        for name, value in seen.items():
-            assert torch.equal(torch.from_numpy(value), saved[name]), name
-    assert all(saved[name].item() == 3 for name in saved if name.endswith(".step"))
+        for tensor, value in seen.items():
+            assert torch.equal(torch.from_numpy(value), saved[tensor]), tensor
+    assert all(saved[tensor].item() == 3 for tensor in saved if tensor.endswith(".step"))
 
 
 def test_all_names_are_those_of_the_stock_model_and_tied_weights_stand_once(tiny, tmp_path):

@@ -93,14 +93,14 @@ def memory_of_building(arguments):
     """On a rank: bytes of the whole model and of its largest unit, bytes of parameters kept here, and the most allocated at once."""
     from torch.profiler import ProfilerActivity, profile
 
-    from trainer import run
+    from trainer.assembly import build_engine as build
 
     job = build_job(arguments)
     sizes = {name: parameter.numel() * 4 for name, parameter in job.skeleton.model.named_parameters()}
     block = sum(size for name, size in sizes.items() if ".0." in name)
-    mapped = {path.stat().st_size for path in job.skeleton.source.glob("*.safetensors")} if job.skeleton.source else set()
+    mapped = {path.stat().st_size for folder in job.skeleton.folders.values() for path in folder.glob("*.safetensors")}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        engine = run._build_engine(job)
+        engine = build(job)
     now = most = 0
     for event in sorted(profiled.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
         if event.name() == "[memory]" and abs(event.nbytes()) not in mapped:  # a file mapped into memory is not held there

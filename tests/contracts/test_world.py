@@ -8,12 +8,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, TrainingArguments
 from transformers import Trainer as TransformersTrainer
 
-from trainer.config import load
-from trainer.data.order import SampleOrder
-from trainer.data.prepare import prepare
+from trainer.data.order import SampleOrder, step_draws
 from trainer.model.skeleton import build_skeleton
 from trainer.model.weights import FromSeed
-from trainer.testing import last_wins, train_curve
+from trainer.testing import prepared, train_curve
 
 STEPS, WARMUP, PEAK, FLOOR, MAX_NORM, DECAY = 20, 4, 3e-3, 0.1, 0.5, 0.1
 MICRO_BATCH = 4
@@ -42,12 +40,12 @@ def ours(arguments, tmp_path_factory):
 @pytest.fixture(scope="module")
 def samples(arguments):
     """What the others are given: every sample of the run, in our order, labels aligned with the outputs."""
-    config = load(last_wins(arguments), 1)
-    rows = prepare(config.data).rows("train")
+    config, corpus = prepared(arguments)
+    rows = corpus.samples("train")
     order = SampleOrder(len(rows), config.train.seed)
     found = []
-    for step in range(1, STEPS + 1):
-        taken = rows.take(order.batch(step, 16))
+    for ids in step_draws(order, 1, STEPS, 16).ids:
+        taken = rows.take(ids).rows["text"]
         for tokens, positions, starts in zip(taken.tokens, taken.positions, taken.starts, strict=True):
             labels = [-100 if start else token for token, start in zip(tokens[1:].tolist(), starts[1:].tolist(), strict=True)]
             found.append({"input_ids": tokens[:-1].tolist(), "position_ids": positions[:-1].tolist(), "labels": labels})
@@ -57,8 +55,8 @@ def samples(arguments):
 @pytest.fixture
 def model(arguments):
     """A stock model, dense and unsharded, that begins with our weights."""
-    config = load(last_wins(arguments), 1)
-    skeleton = build_skeleton(config.model, prepare(config.data).vocabulary)
+    config, corpus = prepared(arguments)
+    skeleton = build_skeleton(config.model, "causal_lm", corpus.vocabulary)
     weights = FromSeed(skeleton, config.train.seed)
     stock = AutoModelForCausalLM.from_config(skeleton.model.config)
     stock.config.use_cache = False  # with a cache, transformers would let packed documents see each other

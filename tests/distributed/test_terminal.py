@@ -12,15 +12,13 @@ import time
 import pytest
 
 from tests.faults.door import Guests
-from trainer.config import load
-from trainer.data.prepare import prepare
-from trainer.testing import last_wins
+from trainer.testing import prepared
 
 
 @pytest.fixture
 def far_away(tmp_path, tiny):
     """A run directory whose path is longer than a line, and a prepared corpus: whichever rank is first prepares, and says so."""
-    prepare(load(last_wins(tiny), 1).data)
+    prepared(tiny)
     return tmp_path / ("a-name-that-is-as-long-as-people-make-them-" * 3) / "run"
 
 

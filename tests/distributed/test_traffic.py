@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from trainer.testing import last_wins, run_ranks, train_here
+from trainer.testing import last_wins, prepared, run_ranks, train_here
 
 COUNTS, PACKED = ("all_reduce", 1), ("all_reduce", 4)
 """The targets of the global batch; and the loss, the squared norm and a flag per rank in one."""
@@ -58,12 +58,10 @@ def test_ddp_reduces_gradients_once_a_step(tiny, tmp_path, micro_batch, accumula
 
 
 def num_parameters(arguments):
-    from trainer.config import load
-    from trainer.data.prepare import prepare
     from trainer.model.skeleton import build_skeleton
 
-    config = load(last_wins(arguments), 1)
-    return build_skeleton(config.model, prepare(config.data).vocabulary).num_parameters
+    config, corpus = prepared(arguments)
+    return build_skeleton(config.model, "causal_lm", corpus.vocabulary).num_parameters
 
 
 def test_ddp_of_several_buckets_sends_each_gradient_once(tiny, tmp_path):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from trainer.testing import Ranks, last_wins, read_curve, train_curve, train_here
+from trainer.testing import Ranks, last_wins, prepared, read_curve, train_curve, train_here
 
 
 @pytest.fixture(scope="session")
@@ -71,10 +71,30 @@ def test_ten_kills_at_random_instants(hard, tmp_path, ranks, workers, strategy):
 
 
 def rows_of(arguments):
-    from trainer.config import load
-    from trainer.data.prepare import prepare
+    return len(prepared(arguments)[1].samples("train"))
 
-    return len(prepare(load(last_wins(arguments), 1).data).rows("train"))
+
+@pytest.mark.parametrize(
+    ("name", "strategy", "ranks", "kills"),
+    [
+        ("bert", "fsdp", 2, 4),
+        ("t5", "ddp", 2, 4),
+        pytest.param("roberta", "ddp", 2, 10, marks=pytest.mark.slow),
+        pytest.param("t5 spans", "fsdp", 2, 10, marks=pytest.mark.slow),
+        pytest.param("bart spans", "single", 1, 10, marks=pytest.mark.slow),
+        pytest.param("bart", "fsdp", 2, 10, marks=pytest.mark.slow),
+        pytest.param("bert classes", "fsdp", 2, 10, marks=pytest.mark.slow),
+        pytest.param("roberta number", "hsdp", 4, 10, marks=pytest.mark.slow),
+    ],
+)
+def test_masks_dropout_and_workers_survive_kills(task, tmp_path, name, strategy, ranks, kills):
+    """The mask of a sample, its dropout and the place of the stream are functions of the step: nothing about them is lost."""
+    more = ["model.dropout=0.1", "data.workers=2", "train.micro_batch=2", "train.steps=40", "train.log_every=4", "checkpoint.every=3"]
+    arguments = [*task(name), *more, f"strategy={strategy}", *(["data.group_by_length=true"] if name == "bart" else [])]
+    whole = train_curve(arguments, tmp_path / "whole", ranks)
+    curve = kill_until_done(arguments, tmp_path / "run", ranks, kills, random.Random(7))
+    assert [line["step"] for line in curve] == list(range(1, 41))
+    assert [(line["loss"].hex(), line["samples"]) for line in curve] == [(line["loss"].hex(), line["samples"]) for line in whole]
 
 
 @pytest.mark.soak

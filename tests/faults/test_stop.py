@@ -81,14 +81,14 @@ def in_building(rank, folder):
     """Sabotage: building the engine waits until ``folder`` holds a file ``go``."""
     import trainer.run
 
-    original = trainer.run._build_engine
+    original = trainer.run.build_engine
 
     def build(job, **options):
         (folder / f"building-{rank}").touch()
         until((folder / "go").exists)
         return original(job, **options)
 
-    trainer.run._build_engine = build
+    trainer.run.build_engine = build
 
 
 def test_a_signal_before_the_ranks_have_met_ends_them_at_once(tiny, tmp_path):

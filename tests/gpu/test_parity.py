@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.contracts.tasks import NAMES
 from trainer.testing import assert_same_curve, last_wins, read_curve, run_ranks, train_curve, train_here
 
 FSDP = ["+strategy=fsdp"]
@@ -17,31 +18,32 @@ STRATEGIES = {
 
 
 @pytest.fixture(scope="session")
-def curve(tiny, tmp_path_factory):
-    """The curve of overrides, trained once per session."""
+def curve(task, tmp_path_factory):
+    """The curve of a task (tests.contracts.tasks) with overrides, trained once per session."""
     curves = {}
 
-    def curve(*more):
-        if more not in curves:
-            curves[more] = train_curve([*tiny, *more], tmp_path_factory.mktemp("curve"))
-        return curves[more]
+    def curve(name, *more):
+        if (name, more) not in curves:
+            curves[name, more] = train_curve([*task(name), *more], tmp_path_factory.mktemp("curve"))
+        return curves[name, more]
 
     return curve
 
 
-@pytest.mark.parametrize("family", ["llama_tiny", "gpt2_tiny"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("precision", "loss", "grad_norm"), [("fp32", 1e-4, 1e-3), ("bf16", 1e-2, 5e-2)])
-def test_the_gpu_has_the_curve_of_the_cpu(curve, family, precision, loss, grad_norm):
-    job = (f"model={family}", f"precision={precision}")
-    assert_same_curve(curve(*job, "run.device=cuda"), curve(*job, "run.device=cpu"), loss=loss, grad_norm=grad_norm)
+def test_the_gpu_has_the_curve_of_the_cpu(curve, name, precision, loss, grad_norm):
+    job = (f"precision={precision}",)
+    assert_same_curve(curve(name, *job, "run.device=cuda"), curve(name, *job, "run.device=cpu"), loss=loss, grad_norm=grad_norm)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("task_name", ["llama", "roberta", "t5", "bart spans", "bert classes"])
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_over_nccl_every_strategy_has_the_curve_of_single(curve, name, precision):
+def test_over_nccl_every_strategy_has_the_curve_of_single(curve, name, task_name, precision):
     job = ("run.device=cuda", f"precision={precision}")
     loss, grad_norm = (1e-5, 1e-4) if precision == "fp32" else (1e-2, 5e-2)
-    assert_same_curve(curve(*job, *STRATEGIES[name]), curve(*job), loss=loss, grad_norm=grad_norm)
+    assert_same_curve(curve(task_name, *job, *STRATEGIES[name]), curve(task_name, *job), loss=loss, grad_norm=grad_norm)
 
 
 def ddp_gradients():

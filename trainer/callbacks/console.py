@@ -16,15 +16,16 @@ NARROWEST_FOR_ALL = 72
 
 
 class ProgressBar:
-    """A live bar with loss, tokens per second and remaining time.
+    """A live bar with loss, targets per second and remaining time.
 
     Args:
         console: where it is drawn.
         steps: of the whole run.
         done: before this session.
+        unit: what a target is: tokens, samples ...
     """
 
-    def __init__(self, console: Console, steps: int, done: int):
+    def __init__(self, console: Console, steps: int, done: int, unit: str = "tokens"):
         wide = console.width >= NARROWEST_FOR_ALL
         columns = (
             (TextColumn("[bold]step"), MofNCompleteColumn()),
@@ -34,6 +35,7 @@ class ProgressBar:
             (TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False)),
         )
         self._progress = Progress(*chain.from_iterable(columns), console=console, expand=wide, speed_estimate_period=60)
+        self._unit = unit
         self._task = self._progress.add_task("train", total=steps, completed=done, loss="…", speed="")
 
     def on_log(self, records: list[StepRecord]) -> None:
@@ -41,7 +43,7 @@ class ProgressBar:
         self._progress.start()  # only now: what comes before the first steps may end the run and must leave the terminal as it was
         last = records[-1]
         _warn_of_skipped(self._progress.console, records)
-        self._progress.update(self._task, completed=last.step, loss=f"{last.loss:.4f}", speed=f"{last.tokens_per_second:,.0f} tokens/s")
+        self._progress.update(self._task, completed=last.step, loss=f"{last.loss:.4f}", speed=_speed(last, self._unit))
 
     def on_evaluate(self, evaluation: Evaluation) -> None:
         """Prints the held-out metrics above the bar."""
@@ -62,11 +64,13 @@ class PlainLines:
     Args:
         console: where they are printed.
         steps: of the whole run.
+        unit: what a target is: tokens, samples ...
     """
 
-    def __init__(self, console: Console, steps: int):
+    def __init__(self, console: Console, steps: int, unit: str = "tokens"):
         self._console = console
         self._steps = steps
+        self._unit = unit
         self._printed = 0.0
 
     def on_log(self, records: list[StepRecord]) -> None:
@@ -78,7 +82,7 @@ class PlainLines:
             return
         self._printed = now
         self._console.print(
-            f"step {last.step}/{self._steps}  loss {last.loss:.4f}  grad norm {last.grad_norm:.3f}  lr {last.lr:.2e}  {last.tokens_per_second:,.0f} tokens/s",
+            f"step {last.step}/{self._steps}  loss {last.loss:.4f}  grad norm {last.grad_norm:.3f}  lr {last.lr:.2e}  {_speed(last, self._unit)}",
             highlight=False,
             soft_wrap=True,
         )
@@ -93,6 +97,10 @@ class PlainLines:
 
     def on_end(self) -> None:
         """Nothing is left open."""
+
+
+def _speed(record: StepRecord, unit: str) -> str:
+    return f"{record.tokens_per_second:,.0f} {unit}/s"
 
 
 def _warn_of_skipped(console: Console, records: list[StepRecord]) -> None:

@@ -24,7 +24,10 @@ class JsonLines:
 
     def on_evaluate(self, evaluation: Evaluation) -> None:
         """Appends the evaluation."""
-        self._file.append({"kind": "evaluate", "step": evaluation.step, **evaluation.metrics, "num_targets": evaluation.num_targets})
+        line = {"kind": "evaluate", "step": evaluation.step, **evaluation.metrics, "num_targets": evaluation.num_targets}
+        if evaluation.examples:
+            line["examples"] = [{"written": written, "reference": reference} for written, reference in evaluation.examples]
+        self._file.append(line)
         self._file.flush()
 
     def on_save(self, step: int, folder: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,9 +25,34 @@ def print_sample(console: Console, text: str) -> None:
     console.rule(style="dim")
 
 
+def print_examples(console: Console, examples: Sequence[tuple[str, str]]) -> None:
+    """Prints what was written for held-out sources, each above what should have been."""
+    console.rule("written for held-out sources", style="dim")
+    for written, reference in examples:
+        console.print(Text("model  ", "bold cyan").append(written.strip() or "(nothing)", "default"))
+        console.print(Text("truth  ", "bold green").append(reference.strip(), "default"))
+    console.rule(style="dim")
+
+
 def counted(number: float) -> str:
     """A large number with a letter: 1.2 M, 3.4 B."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g} {letter}"
     return f"{number:.0f}"
+
+
+def share_texts(shares: dict[str, tuple[float, float]]) -> dict[str, str]:
+    """Each part's share of the training stream in percent, at its end too where that is another."""
+    texts = {name: tuple(f"{100 * share:.3g} %" for share in pair) for name, pair in _normed(shares).items()}
+    return {name: start if start == end else f"{start} to {end}" for name, (start, end) in texts.items()}
+
+
+def mean_shares(shares: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """Each part's share over the whole training, during which it changes in a straight line."""
+    return {name: (start + end) / 2 for name, (start, end) in _normed(shares).items()}
+
+
+def _normed(shares: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    first, last = (sum(pair[place] for pair in shares.values()) for place in (0, 1))
+    return {name: (start / first, end / last) for name, (start, end) in shares.items()}

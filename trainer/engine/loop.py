@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from trainer.model.attention import drop_plain_positions
+from trainer.model.attention import drop_plain
 from trainer.model.weights import named_seed
 from trainer.parallel.parallelize import Parallelized
 from trainer.protocols import Objective
@@ -57,10 +58,21 @@ class Loop:
         return totals
 
     def terms(self, batch: Batch, scorer: torch.nn.Module) -> LossTerms:
-        """The objective's terms of one micro-batch."""
-        inputs = {name: tensor.to(self._device, non_blocking=True) for name, tensor in drop_plain_positions(batch.inputs).items()}
-        labels = batch.labels.to(self._device, non_blocking=True)
-        return self._objective.loss(Scores(nll=scorer(inputs, labels)), Batch(inputs, labels, batch.counts))
+        """The objective's terms of one micro-batch, as training needs them."""
+        sent = self._send(batch)
+        return self._objective.loss(self._parts.scorer.scores(scorer(sent.inputs, sent.labels, sent.places)), sent)
+
+    def judged(self, batch: Batch) -> tuple[LossTerms, Scores]:
+        """The objective's terms of one micro-batch, as evaluation wants them, and what they were made of."""
+        sent = self._send(batch)
+        scores = self._parts.scorer.score(sent.inputs, sent.labels, sent.places)
+        return self._objective.loss(scores, sent), scores
+
+    def _send(self, batch: Batch) -> Batch:
+        """The micro-batch on the device, without what says nothing."""
+        inputs = {name: tensor.to(self._device, non_blocking=True) for name, tensor in drop_plain(batch.inputs).items()}
+        places = None if batch.places is None else batch.places.to(self._device, non_blocking=True)
+        return replace(batch, inputs=inputs, labels=batch.labels.to(self._device, non_blocking=True), places=places)
 
     @contextmanager
     def _dropout(self, step: int, number: int) -> Iterator[None]:

@@ -18,7 +18,7 @@ from trainer.model.names import named_owners
 from trainer.parallel.parallelize import Parallelized
 from trainer.protocols import EngineJob
 from trainer.state.native import neutral_state
-from trainer.types import Batch, LossTerms, StepPlan, StepStats, Term
+from trainer.types import Batch, LossTerms, Scores, StepPlan, StepStats, Term
 
 
 class NativeEngine:
@@ -31,13 +31,13 @@ class NativeEngine:
 
     def __init__(self, job: EngineJob, parts: Parallelized):
         self._parts = parts
-        self._device = job.device
+        self.device = job.device
         self._world_size = dist.get_world_size()
         self.data_rank, self.data_size = dist.get_rank(), dist.get_world_size()  # every axis so far is a data axis
         self._loop = Loop(parts, job.objective, job.device, self.data_rank, self.data_size, job.seed)
         self._named = list(named_owners(parts.model))
         self._parameters = [parameter for _, parameter in self._named]
-        self._first_block = next(parts.model.get_submodule(job.skeleton.family.blocks).children())
+        self._first_block = next(parts.model.get_submodule(job.skeleton.family.blocks[0]).children())
         self._dtypes: dict[str, str] | None = None
         self._peak_rates = [group["lr"] for group in parts.optimizer.param_groups]
         self._squared_norm: Tensor | None = None
@@ -47,10 +47,17 @@ class NativeEngine:
 
     def sum_over_data(self, values: Tensor) -> Tensor:
         """Adds up ``values`` over the data ranks; moves them to the device first."""
-        summed = values.to(self._device, non_blocking=True)
+        summed = values.to(self.device, non_blocking=True)
         if self.data_size > 1:
             dist.all_reduce(summed)
         return summed
+
+    def gather_over_data(self, values: Tensor) -> Tensor:
+        """The data ranks' ``values`` (n, ...) one after the other, on every rank."""
+        values = values.to(self.device).contiguous()
+        gathered = values.new_empty(self.data_size * values.shape[0], *values.shape[1:])
+        dist.all_gather_into_tensor(gathered, values)
+        return gathered
 
     def forward_backward(self, step: int, micro_batches: list[Batch], counts: dict[str, Tensor]) -> LossTerms:
         """Accumulates the step's gradient; one packed all-reduce brings loss terms, norm and each rank's loss together."""
@@ -60,7 +67,7 @@ class NativeEngine:
         else:
             local = self._loop.run(step, micro_batches, counts)
         sums = torch.stack([term.sum for term in local.values()])
-        squared = local_squared_norm(self._parameters, self._world_size, self._device)
+        squared = local_squared_norm(self._parameters, self._world_size, self.device)
         # This rank's own loss between zeros for the other ranks: added up, each has its place. The norm makes all of it float64.
         parts = [sums, squared[None], self._lower, sums.sum(0, keepdim=True), self._higher]
         packed = self.sum_over_data(torch.cat(parts))
@@ -86,10 +93,10 @@ class NativeEngine:
         return StepStats(grad_norm=norm, applied=finite, rank_losses=self._rank_losses)
 
     @torch.no_grad()
-    def score(self, batch: Batch) -> LossTerms:
-        """This rank's terms of one micro-batch, dropout off."""
+    def score(self, batch: Batch) -> tuple[LossTerms, Scores]:
+        """This rank's terms of one micro-batch and the scores they were made of, dropout off."""
         with self._evaluating():
-            return self._loop.terms(batch, self._parts.scorer)
+            return self._loop.judged(batch)
 
     @contextmanager
     def inference(self) -> Iterator[tuple[Any, dict[str, Any]]]:

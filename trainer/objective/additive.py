@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.types import LossTerms, Scores
+from trainer.types import Context, LossTerms, Samples, Scores
 
 if TYPE_CHECKING:
-    from trainer.data.rows import PackedRows
+    from trainer.data.samples import AnySet
     from trainer.protocols import Objective
 
 
-def objective_problems(objective: Objective, rows: PackedRows) -> list[str]:
-    """Tries ``objective`` on four rows and made-up likelihoods: what it says of all must be what it says of one plus of the other three.
+def objective_problems(objective: Objective, samples: AnySet, context: Context, num_outputs: int) -> list[str]:
+    """Tries ``objective`` on four samples and made-up likelihoods: what it says of all must be what it says of one plus of the other three.
 
     Args:
         objective: its ``collate`` and ``loss`` are called.
-        rows: the corpus; a short one gives some rows more than once.
+        samples: the corpus; a short one gives some samples more than once.
+        context: of collating.
+        num_outputs: numbers that a classifier gives for a sample.
 
     Returns:
         One sentence for each term or count that is no sum over samples, and for each term whose count does not exist.
     """
-    ids = np.arange(4, dtype=np.int64) % len(rows)
-    levels = np.random.default_rng(0).uniform(1, 9, ids.size)  # one per row, so that no mean can pass for a sum
-    tried = [_try(objective, rows, ids[part], levels[part]) for part in (slice(0, 4), slice(0, 1), slice(1, 4))]
+    ids = np.arange(4, dtype=np.int64) % len(samples)
+    levels = np.random.default_rng(0).uniform(1, 9, ids.size)  # one per sample, so that no mean can pass for a sum
+    widths = samples.widths(ids)
+    taken = [samples.take(ids[part], np.zeros_like(ids[part]), widths) for part in _PARTS]
+    tried = [_try(objective, part, context, levels[places], num_outputs) for part, places in zip(taken, _PARTS, strict=True)]
     terms, counts = tried[0]
     name = f"objective {type(objective).__name__}"
     problems = [
@@ -49,11 +54,31 @@ def objective_problems(objective: Objective, rows: PackedRows) -> list[str]:
     return problems
 
 
-def _try(objective: Objective, rows: PackedRows, ids: np.ndarray, levels: np.ndarray) -> tuple[LossTerms, dict[str, int]]:
-    """The terms and counts of some rows whose negative log-likelihoods depend on the row's level and the place in the row."""
+def missing_packages(objective: Objective) -> list[str]:
+    """A sentence for each package that the objective needs (its class's ``requires``: package to our extra) and that is not installed."""
+    return [
+        f"objective={type(objective).__name__} needs the package {package}: pip install 'isotrain[{extra}]'"
+        for package, extra in getattr(objective, "requires", {}).items()
+        if importlib.util.find_spec(package) is None
+    ]
+
+
+_PARTS = (slice(0, 4), slice(0, 1), slice(1, 4))
+
+
+def _try(
+    objective: Objective, samples: Samples, context: Context, levels: np.ndarray, num_outputs: int
+) -> tuple[LossTerms, dict[str, int]]:
+    """The terms and counts of some samples whose scores depend on the sample's level and the place in the row."""
     import torch
 
-    batch = objective.collate(rows.take(ids))
-    places = torch.linspace(0.5, 1.5, batch.labels[0].numel()).view(batch.labels[0].shape)
-    nll = places * torch.from_numpy(levels).float().view(-1, *[1] * places.ndim)
-    return objective.loss(Scores(nll.masked_fill(batch.labels < 0, 0.0)), batch), batch.counts
+    batch = objective.collate(samples, context)
+    if objective.task == "classification":
+        logits = torch.from_numpy(np.outer(levels, np.linspace(-0.5, 0.5, num_outputs))).float()
+        return objective.loss(Scores(logits=logits), batch), batch.counts
+    if batch.places is not None:
+        row, slot = np.divmod(batch.places.numpy(), batch.inputs["input_ids"].shape[1])
+    else:
+        row, slot = np.indices(batch.labels.shape)
+    nll = torch.from_numpy(levels[row] * (1.5 + np.sin(slot))).float()
+    return objective.loss(Scores(nll=nll.masked_fill(batch.labels < 0, 0.0)), batch), batch.counts

@@ -1,21 +1,26 @@
-"""Next-token prediction over packed documents."""
+"""Next-token prediction."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-from trainer.types import IGNORE, Batch, LossTerms, Rows, Scores, Term
+from trainer.types import IGNORE, Batch, Context, LossTerms, Needs, Outputs, Samples, Scores, Term, Window
 
 
 @dataclass
 class CausalLM:
     """Predicts each token of a document from those before it; a document's first token is no target."""
 
-    def collate(self, rows: Rows) -> Batch:
-        """Turns packed rows into one micro-batch.
+    task: ClassVar[str] = "causal_lm"
 
-        Args:
-            rows: (B, L + 1) tokens.
+    def needs(self, sequence_length: int, target_length: int | None) -> Needs:
+        """Documents, and one token more than a row has, so that labels can be aligned without a loss shift."""
+        return Needs({"text": Window(sequence_length, sequence_length + 1)})
+
+    def collate(self, samples: Samples, context: Context) -> Batch:
+        """Turns rows of L + 1 tokens into one micro-batch.
 
         Returns:
             inputs ``input_ids`` and ``position_ids`` (B, L); labels (B, L) aligned with the outputs.
@@ -23,9 +28,9 @@ class CausalLM:
         import numpy as np
         import torch
 
-        length = rows.tokens.shape[1] - 1
-        not_a_target = rows.starts[:, 1:] | (np.arange(1, length + 1) >= rows.filled[:, None])
-        not_a_target |= (rows.sample_ids < 0)[:, None]
+        rows = samples.rows["text"]
+        not_a_target = rows.starts[:, 1:] | ~rows.real[:, 1:]
+        not_a_target |= (samples.ids < 0)[:, None]
         labels = np.where(not_a_target, IGNORE, rows.tokens[:, 1:])
         return Batch(
             inputs={
@@ -38,11 +43,14 @@ class CausalLM:
 
     def loss(self, scores: Scores, batch: Batch) -> LossTerms:
         """The summed negative log-likelihood of the targets; ``scores.nll`` is 0 where there is none."""
+        assert scores.nll is not None
         return {"nll": Term(scores.nll.sum(), "targets")}
 
-    def metrics(self, means: dict[str, float]) -> dict[str, float]:
+    def metrics(self, means: dict[str, float], outputs: Outputs) -> dict[str, float]:
         """The mean negative log-likelihood in nats as ``loss``, and e to its power as ``perplexity``."""
-        import math
+        return {"loss": means["nll"], "perplexity": perplexity(means["nll"])}
 
-        nll = means["nll"]
-        return {"loss": nll, "perplexity": math.exp(nll) if nll < 700 else math.inf}
+
+def perplexity(nll: float) -> float:
+    """The exponential of a mean negative log-likelihood in nats; infinite where it is beyond any number."""
+    return math.exp(nll) if nll < 700 else math.inf

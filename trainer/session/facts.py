@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import numpy as np
 import torch
 
-from trainer.callbacks.summary import counted
+from trainer.callbacks.summary import counted, mean_shares, share_texts
+from trainer.config import builtin_name
+from trainer.data.config import Data
 from trainer.data.loader import deal
+from trainer.data.stream_config import Streamed
+from trainer.data.streaming import StreamedCorpus
+from trainer.model.skeleton import build_skeleton
+from trainer.model.weights import FromSafetensors
 from trainer.session.job import Job
 from trainer.session.passport import version
 from trainer.trainer import Outcome, Plan
+from trainer.types import Needs
+
+WRITERS = ("causal_lm", "seq2seq")
+"""The tasks whose models write text."""
 
 
 def opening_facts(job: Job, folder: Path, data_size: int, done: int) -> dict[str, str]:
@@ -24,30 +36,119 @@ def opening_facts(job: Job, folder: Path, data_size: int, done: int) -> dict[str
         data_size: ranks that see different samples.
         done: steps behind it.
     """
-    config, corpus, train = job.config, job.corpus, job.config.train
-    micro_batches = deal(np.arange(train.global_batch), 0, data_size, train.micro_batch)
-    degrees = config.strategy.degrees(job.launch.world_size)
-    tokens = train.global_batch * config.data.sequence_length
-    rows = len(corpus.rows("train"))
-    where = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
-    held_out = corpus.counts["validation"]["documents"]
-    strategy = "single" if degrees.size == 1 and config.strategy.name == "ddp" else config.strategy.name  # alone, nothing is replicated
+    train = job.config.train
+    more = f"; {done:,} are done" if done else ""
     return {
-        "model": f"{job.skeleton.family.name}, {counted(job.skeleton.num_parameters)} parameters, vocabulary {corpus.vocabulary.size:,}",
-        "strategy": f"{strategy} on {job.launch.world_size} x {where}: replicate {degrees.replicate}, shard {degrees.shard}",
-        "precision": f"compute {config.precision.compute}; master weights, gradients, moments and loss fp32",
-        "batch": f"{train.global_batch} rows x {config.data.sequence_length} = {tokens:,} tokens a step; {len(micro_batches)} x {micro_batches[0].size} rows per rank",
-        "data": f"{rows:,} rows ({counted(corpus.counts['train']['tokens'])} tokens) for training, {held_out:,} document{'s' * (held_out != 1)} held out",
-        "steps": f"{train.steps:,} = {train.steps * train.global_batch / rows:.2f} epochs = {counted(train.steps * tokens)} tokens"
-        + (f"; {done:,} are done" if done else ""),
+        **model_facts(job, fresh=done == 0),
+        "batch": _batch(job, data_size),
+        **_data(job, data_size),
+        "steps": f"{train.steps:,}{_amount(job)}{more}",
         "run": f"{folder}  (isotrain {version('isotrain') or 'from a checkout'})",
     }
 
 
-def closing_facts(folder: Path, outcome: Outcome, plan: Plan, tokens_before: int) -> dict[str, str]:
+def model_facts(job: Job, fresh: bool) -> dict[str, str]:
+    """The model, what it learns or is judged by, and on what it runs.
+
+    Args:
+        job: the run.
+        fresh: whether the weights are those that the model begins with, not a checkpoint's.
+    """
+    config = job.config
+    degrees = config.strategy.degrees(job.launch.world_size)
+    strategy = "single" if degrees.size == 1 and config.strategy.name == "ddp" else config.strategy.name  # alone, nothing is replicated
+    where = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
+    new = new_tensors(job) if fresh and job.launch.rank == 0 else []
+    facts = {
+        "model": f"{job.skeleton.family.name}, {counted(job.skeleton.num_parameters)} parameters, vocabulary {job.corpus.vocabulary.size:,}",
+        "new": f"{len(new)} tensors ({_places(new, job.skeleton.head.new)}) drawn from the seed: untrained so far" if new else "",
+        "objective": _objective(config.objective),
+        "strategy": f"{strategy} on {job.launch.world_size} x {where}: replicate {degrees.replicate}, shard {degrees.shard}",
+        "precision": f"compute {config.precision.compute}; master weights, gradients, moments and loss fp32",
+    }
+    return {name: fact for name, fact in facts.items() if fact}
+
+
+def new_tensors(job: Job) -> list[str]:
+    """Names of the parameters that a pretrained model's folders do not hold, because its task is new to it.
+
+    Looks at a second skeleton, because an engine may have filled the job's.
+    """
+    if not job.skeleton.folders:
+        return []
+    corpus = job.corpus
+    parts = (job.config.model, job.skeleton.task, corpus.vocabulary, job.skeleton.folders, corpus.labels, corpus.needs.label)
+    return FromSafetensors(build_skeleton(*parts), job.config.train.seed).new
+
+
+def _places(names: list[str], known: tuple[str, ...]) -> str:
+    """The places of tensors in words, such as ``classifier.*``: ``known`` are parts of names, as in ``trainer.model.families.Head``."""
+    found = {next((part for part in known if part in f".{name}" or name.startswith(part)), name) for name in names}
+    return ", ".join(sorted(f"{part.strip('.')}.*" if part in known else part for part in found))
+
+
+def _objective(objective: Any) -> str:
+    """Its name and settings."""
+    settings = ", ".join(f"{name} {str(value).lower() if isinstance(value, bool) else value}" for name, value in asdict(objective).items())
+    return (builtin_name("objective", objective) or type(objective).__name__) + (f": {settings}" if settings else "")
+
+
+def _batch(job: Job, data_size: int) -> str:
+    train, windows = job.config.train, job.corpus.needs.fields
+    micro_batches = deal(np.arange(train.global_batch), 0, data_size, train.micro_batch)
+    if job.corpus.packed:
+        size = f"{job.corpus.sequence_length:,} slots = {train.global_batch * job.corpus.sequence_length:,} slots"
+    else:
+        named = [f"{window.stride:,} {name if len(windows) > 1 else ''}".strip() for name, window in windows.items()]
+        size = f"up to {' and '.join(named)} slots"
+    return f"{train.global_batch} samples x {size} a step; {len(micro_batches)} x {micro_batches[0].size} samples per rank"
+
+
+def _data(job: Job, data_size: int) -> dict[str, str]:
+    """The samples, and those of each source of a mix with its share and how often it will be seen."""
+    corpus, held_out = job.corpus, job.corpus.counts["validation"]["documents"]
+    samples, kind = corpus.samples("train"), "document" if corpus.packed else "record"
+    told_held_out = f"{held_out:,} {kind}{'s' * (held_out != 1)} held out"
+    if isinstance(corpus, StreamedCorpus):
+        return {"data": f"{_streamed(job.config.data, corpus, data_size)}, {told_held_out}"}
+    facts = {"data": f"{len(samples):,} samples ({counted(corpus.counts['train']['tokens'])} tokens) for training, {told_held_out}"}
+    if len(samples.parts) == 1:
+        return facts
+    told, share = share_texts(job.config.data.shares()), mean_shares(job.config.data.shares())
+    total = job.config.train.steps * job.config.train.global_batch
+    for part, own in samples.parts.items():
+        tokens = counted(sum(corpus.parts[part]["train"]["tokens"].values()))
+        epochs = f"{share[part] * total / len(own):.2f} epochs" if len(own) else "not drawn"
+        facts[f"  {part}"] = f"{told[part]} of the samples: {len(own):,} samples ({tokens} tokens), {epochs}"
+    return facts
+
+
+def _streamed(data: Data, corpus: StreamedCorpus, data_size: int) -> str:
+    """How a set that is read while training is gone through."""
+    assert isinstance(data, Streamed)
+    shuffled = f"shuffled {data.shuffle_buffer:,} records at a time" if data.shuffle_buffer else "not shuffled"
+    return f"{corpus.shards.root}, read while training: {shuffled}, order fixed for {data_size} data rank{'s' * (data_size != 1)}"
+
+
+def _amount(job: Job) -> str:
+    """What all steps together see; rows that are not full and mixes have no one number."""
+    train, samples = job.config.train, job.corpus.samples("train")
+    countable = len(samples.parts) == 1 and not isinstance(job.corpus, StreamedCorpus)
+    epochs = f" = {train.steps * train.global_batch / len(samples):.2f} epochs" if countable else ""
+    tokens = f" = {counted(train.steps * train.global_batch * job.corpus.sequence_length)} tokens" if job.corpus.packed else ""
+    return epochs + tokens
+
+
+def unit(needs: Needs) -> str:
+    """What a target is, for speeds: a token, a sample where it has one label, or one of a sample's labels."""
+    return {None: "tokens", "classes": "labels"}.get(needs.label, "samples")
+
+
+def closing_facts(job: Job, folder: Path, outcome: Outcome, plan: Plan, tokens_before: int) -> dict[str, str]:
     """What has happened, by name, and what to type next.
 
     Args:
+        job: the run.
         folder: ``run.dir``.
         outcome: of this session.
         plan: of the run.
@@ -59,13 +160,16 @@ def closing_facts(folder: Path, outcome: Outcome, plan: Plan, tokens_before: int
     if outcome.evaluation is not None:
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in outcome.evaluation.metrics.items())
         facts["held out"] = f"{metrics} at step {outcome.evaluation.step:,}"
-    facts["speed"] = (
-        f"{(outcome.tokens_seen - tokens_before) / max(outcome.seconds, 1e-9):,.0f} tokens/s over {outcome.seconds:,.1f} s, evaluation and saving included"
-    )
+    speed = (outcome.tokens_seen - tokens_before) / max(outcome.seconds, 1e-9)
+    facts["speed"] = f"{speed:,.0f} {unit(job.corpus.needs)}/s over {outcome.seconds:,.1f} s, evaluation and saving included"
     facts["metrics"] = str(folder / "metrics.jsonl")
     if outcome.step < plan.steps:
         facts["go on"] = "run the same command again without train.stop_after"
-    else:
-        facts["generate"] = f"isotrain generate checkpoint={quote(str(folder))}"
-        facts["export"] = f"isotrain export checkpoint={quote(str(folder))} to={quote(str(folder / 'model'))}"
+        return facts
+    checkpoint = f"checkpoint={quote(str(folder))}"
+    if job.skeleton.task in WRITERS:
+        facts["generate"] = f"isotrain generate {checkpoint}" + (" prompt='A SOURCE'" if job.skeleton.task == "seq2seq" else "")
+    if job.corpus.counts["validation"]["documents"]:
+        facts["evaluate"] = f"isotrain evaluate {checkpoint}"
+    facts["export"] = f"isotrain export {checkpoint} to={quote(str(folder / 'model'))}"
     return facts

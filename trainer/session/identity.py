@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from trainer.config import Config
+from trainer.data.config import Data
+from trainer.data.stream_config import Streamed
 from trainer.errors import Refused
 from trainer.types import RunState
 
@@ -27,10 +30,48 @@ def identity(config: Config, model: PreTrainedConfig, fingerprint: str) -> dict[
         "model": json.loads(json.dumps({key: value for key, value in model.to_diff_dict().items() if key not in NOT_SHAPE})),
         "data": fingerprint,
         "data.sequence_length": config.data.sequence_length,
-        "objective": type(config.objective).__name__,
+        "data.target_length": config.data.target_length,
+        "data.order": _order(config),
+        "data.streaming": _stream(config.data),
+        "objective": {"kind": type(config.objective).__name__, **asdict(config.objective)},
         "train.seed": config.train.seed,
         "train.global_batch": config.train.global_batch,
     }
+
+
+def _order(config: Config) -> dict[str, Any]:
+    """What decides which samples there are and when each is due, beside corpus and seed."""
+    shares = config.data.shares()
+    changing = any(start != end for start, end in shares.values())
+    return {
+        **{name: getattr(config.data, name) for name in ("packing", "too_long", "group_by_length")},
+        "shares": {name: list(pair) for name, pair in shares.items()},
+        "over_steps": config.train.steps if changing else None,
+    }
+
+
+def _stream(data: Data) -> dict[str, Any] | None:
+    """What the order of records depends on beside the set, where it is read while training."""
+    return {"shuffle_buffer": data.shuffle_buffer} if isinstance(data, Streamed) and data.streaming else None
+
+
+def require_same_ranks(state: RunState, data_size: int, folder: Path) -> None:
+    """Refuses to go on with another number of data ranks where the order of records depends on it.
+
+    Args:
+        state: the checkpoint's.
+        data_size: ranks that see different samples, now.
+        folder: the checkpoint.
+
+    Raises:
+        Refused: the numbers differ and the data is streamed.
+    """
+    if state.stream is not None and len(state.stream) != data_size:
+        before = len(state.stream)
+        raise Refused(
+            f"data.streaming=true fixes the order of records for a number of data ranks: {folder} has {before}, this run has {data_size}. "
+            f"Start {before} (torchrun --nproc-per-node {before} train.py ...), or choose another run.dir."
+        )
 
 
 def require_one_run(everyone: list[dict[str, Any]]) -> None:

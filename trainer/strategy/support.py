@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 
@@ -17,13 +16,14 @@ class Supported:
     family: tuple[str, ...]
 
 
+_NATIVE = {"strategy": ("single", "ddp", "fsdp", "hsdp"), "precision": ("fp32", "bf16")}
+
 SUPPORTED = (
-    Supported(
-        strategy=("single", "ddp", "fsdp", "hsdp"),
-        precision=("fp32", "bf16"),
-        objective=("causal_lm",),
-        family=("llama", "gpt2"),
-    ),
+    Supported(**_NATIVE, objective=("causal_lm",), family=("llama", "gpt2")),
+    Supported(**_NATIVE, objective=("masked_lm",), family=("bert", "roberta")),
+    Supported(**_NATIVE, objective=("span_corruption",), family=("t5", "bart")),
+    Supported(**_NATIVE, objective=("seq2seq",), family=("t5", "bart", "encoder_decoder")),
+    Supported(**_NATIVE, objective=("classification",), family=("bert", "roberta", "llama", "gpt2")),
 )
 
 AXES = ("strategy", "precision", "objective", "family")
@@ -60,12 +60,19 @@ def combination_problem(strategy: str, precision: str, objective: str | None, fa
     def differing(row: Supported) -> list[str]:
         return [axis for axis, name in asked.items() if name is not None and name not in getattr(row, axis)]
 
-    row = min(SUPPORTED, key=lambda row: len(differing(row)))
-    wrong = differing(row)
-    if not wrong:
+    fewest = min(len(differing(row)) for row in SUPPORTED)
+    if fewest == 0:
         return None
     typed = ", ".join(f"{_KEYS[axis]}={name}" for axis, name in asked.items() if name is not None)
-    fixes = "; ".join(f"{_KEYS[axis]} can be {', '.join(getattr(row, axis))}" for axis in wrong)
+    ways: dict[tuple[str, ...], dict[str, list[str]]] = {}  # by what would have to change, as little as possible: what it can be
+    for row in SUPPORTED:
+        wrong = differing(row)
+        if len(wrong) == fewest:
+            for axis in wrong:
+                ways.setdefault(tuple(wrong), {}).setdefault(axis, []).extend(getattr(row, axis))
+    fixes = "; or ".join(
+        " and ".join(f"{_KEYS[axis]} can be {', '.join(dict.fromkeys(names))}" for axis, names in way.items()) for way in ways.values()
+    )
     return f"{typed} do not combine: {fixes}."
 
 
@@ -92,12 +99,15 @@ def _typed(value: Any) -> str:
 
 
 def markdown_matrix() -> str:
-    """The table of README: one row per strategy and objective, one column per model family, the precisions in the cells."""
+    """The table of README: one row per objective and strategies that are alike, one column per model family, the precisions in the cells."""
     families = _names("family")
-    lines = [f"| strategy | objective | {' | '.join(families)} |", f"|---|---|{'---|' * len(families)}"]
-    for strategy, objective in product(_names("strategy"), _names("objective")):
-        cells = [", ".join(p for p in _names("precision") if combination_problem(strategy, p, objective, f) is None) for f in families]
-        lines.append(f"| `{strategy}` | `{objective}` | {' | '.join(cell or '-' for cell in cells)} |")
+    lines = [f"| objective | strategy | {' | '.join(families)} |", f"|---|---|{'---|' * len(families)}"]
+    for objective in _names("objective"):
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for strategy in _names("strategy"):
+            cells = (", ".join(p for p in _names("precision") if combination_problem(strategy, p, objective, f) is None) for f in families)
+            alike.setdefault(tuple(cell or "-" for cell in cells), []).append(f"`{strategy}`")
+        lines += [f"| `{objective}` | {', '.join(names)} | {' | '.join(cells)} |" for cells, names in alike.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -6,9 +6,13 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.testing.ranks import run_ranks
+
+if TYPE_CHECKING:
+    from trainer.config import Config
+    from trainer.data.prepare import Corpus
 
 
 def train_here(arguments: Sequence[str]) -> int:
@@ -37,6 +41,15 @@ def train_curve(arguments: Sequence[str], run_dir: Path, world_size: int = 1, ti
     codes = run_ranks(train_here, world_size, last_wins([*arguments, f"run.dir={run_dir}"]), timeout=timeout)
     assert codes == [0] * world_size, f"exit codes {codes}"
     return read_curve(run_dir)
+
+
+def prepared(arguments: Sequence[str]) -> tuple[Config, Corpus]:
+    """The config and the corpus of a command line, without a model."""
+    from trainer.config import load
+    from trainer.data.prepare import prepare
+
+    config = load(last_wins(arguments), 1)
+    return config, prepare(config.data, config.objective.needs(config.data.sequence_length, config.data.target_length), quiet=True)
 
 
 def last_wins(arguments: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from trainer.model.config import Gpt2, Llama
+from trainer.model.decoders import Gpt2, Llama
 from trainer.model.names import named_owners
 from trainer.optimizer.adamw import build_adamw
 from trainer.optimizer.config import AdamW

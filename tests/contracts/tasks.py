@@ -1,0 +1,65 @@
+"""What is trained in the contract suites: every family under every objective, each as overrides of the tiny run."""
+
+import json
+from pathlib import Path
+
+from trainer.testing import run_ranks
+
+TEXT = {
+    "llama": ["model=llama_tiny"],
+    "gpt2": ["model=gpt2_tiny"],
+    "bert": ["objective=masked_lm", "model=bert_tiny"],
+    "roberta": ["objective=masked_lm", "model=roberta_tiny", "objective.whole_word=true"],
+    "t5 spans": ["objective=span_corruption", "model=t5_tiny"],
+    "bart spans": ["objective=span_corruption", "model=bart_tiny"],
+}
+"""Over the tiny corpus of paragraphs."""
+
+RECORDS = {
+    "t5": ["objective=seq2seq", "model=t5_tiny"],
+    "bart": ["objective=seq2seq", "model=bart_tiny"],
+    "two berts": ["objective=seq2seq", "model=encoder_decoder"],
+    "bert classes": ["objective=classification", "model=bert_tiny"],
+    "roberta classes": ["objective=classification", "model=roberta_tiny"],
+    "llama classes": ["objective=classification", "model=llama_tiny"],
+    "gpt2 classes": ["objective=classification", "model=gpt2_tiny"],
+    "bert tags": ["objective=classification", "objective.kind=multi_label", "model=bert_tiny", "data.label=tags"],
+    "roberta number": ["objective=classification", "objective.kind=regression", "model=roberta_tiny", "data.label=number"],
+}
+"""Over the same paragraphs as records, padded."""
+
+NAMES = (*TEXT, *RECORDS)
+STEADY = ["optimizer.eps=1e-6"]
+"""For parity: at 1e-8 Adam makes steps of full size out of gradients that are only rounding, which T5's ReLU then grows a thousandfold,
+on one rank with two micro-batch sizes just as on two strategies."""
+CLIPPED = ["optimizer.max_grad_norm=0.2"]
+SHAPE = ["model.hidden_size=32", "model.num_layers=2"]
+
+
+def write_records(folder: Path, file: Path) -> Path:
+    """JSON lines out of the corpus' paragraphs: text and source, the first line as target, classes and a number that they depend on."""
+    with file.open("w") as lines:
+        for path in sorted(folder.glob("*.py")):
+            for paragraph in path.read_text().split("\n\n")[:60]:
+                if len(paragraph.strip()) < 20:
+                    continue
+                tags = [word for word in ("def", "class", "import", "return") if word in paragraph]
+                first = paragraph.strip().splitlines()[0]
+                record = {
+                    "text": paragraph,
+                    "source": paragraph,
+                    "target": first,
+                    "label": path.stem,
+                    "tags": tags,
+                    "number": len(tags) / 4,
+                }
+                lines.write(json.dumps(record) + "\n")
+    return file
+
+
+def write_bert(arguments: list[str], folder: Path) -> Path:
+    """A tiny BERT with the corpus' tokenizer as a Hugging Face folder."""
+    from tests.contracts.engines import write_stock
+
+    run_ranks(write_stock, 1, [*arguments, *TEXT["bert"], *SHAPE], str(folder))
+    return folder

@@ -1,0 +1,180 @@
+"""From a config to the parts of a run: what every command needs that works with a model and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from trainer.config import Config
+from trainer.data.grouping import LengthGrouped
+from trainer.data.loader import StepLoader, held_out_batches
+from trainer.data.mixing import MixOrder
+from trainer.data.order import SampleOrder
+from trainer.data.prepare import Corpus, prepare
+from trainer.data.samples import AnySet
+from trainer.data.stream_config import Streamed
+from trainer.data.stream_loader import StreamLoader, Widths
+from trainer.data.streaming import StreamedCorpus, open_streamed
+from trainer.data.tokenizer import same_vocabulary
+from trainer.data.words import word_starts
+from trainer.distributed.agreement import Agreement
+from trainer.distributed.launch import Launch
+from trainer.distributed.mesh import build_mesh
+from trainer.distributed.process_group import choose_device
+from trainer.errors import Refused
+from trainer.evaluation import Evaluator, Writer
+from trainer.model.gate import model_problems
+from trainer.model.skeleton import Skeleton, build_skeleton
+from trainer.model.weights import FromSafetensors, FromSeed, Unfilled
+from trainer.objective.additive import missing_packages, objective_problems
+from trainer.optimizer.adamw import build_adamw
+from trainer.protocols import Engine, EngineJob, Order
+from trainer.session.job import Job
+from trainer.types import Batch, Context, Needs, RunState
+
+
+def open_job(config: Config, launch: Launch) -> Job:
+    """Prepares the data and looks at the model: everything that a rank can do, and refuse, alone.
+
+    Raises:
+        Refused: with everything about the model, the objective and the data that does not fit together.
+    """
+    if missing := missing_packages(config.objective):
+        raise Refused(missing)
+    folders = config.model.fetch()
+    first = next(iter(folders.values()), None)
+    needs = config.objective.needs(config.data.sequence_length, config.data.target_length)
+    corpus = _open_corpus(config, needs, str(first) if first else None)
+    skeleton = build_skeleton(config.model, config.objective.task, corpus.vocabulary, folders, corpus.labels, needs.label)
+    own_tokenizer = first is not None and (first / "tokenizer.json").is_file()  # else the user's word is all there is
+    same = first is None or not own_tokenizer or same_vocabulary(corpus.tokenizer_folder, first)
+    problems = model_problems(skeleton, corpus.vocabulary, needs, config.data.sequence_length, config.data.target_length, same)
+    if not problems:
+        num_outputs = getattr(skeleton.model.config, "num_labels", 1)
+        problems = objective_problems(config.objective, corpus.samples("train"), _context(config, corpus, skeleton), num_outputs)
+    if problems:
+        raise Refused(problems)
+    return Job(config, launch, corpus, skeleton, choose_device(config.run.device, launch), Console(quiet=launch.rank > 0))
+
+
+def _open_corpus(config: Config, needs: Needs, pretrained: str | None) -> Corpus:
+    data, quiet = config.data, config.run.quiet
+    if isinstance(data, Streamed) and data.streaming:
+        return open_streamed(data, needs, pretrained, quiet)
+    return prepare(data, needs, pretrained, quiet)
+
+
+def collator(job: Job) -> Callable[..., Batch]:
+    """The objective's ``collate`` with all that it may know."""
+    return partial(job.config.objective.collate, context=_context(job.config, job.corpus, job.skeleton))
+
+
+def _context(config: Config, corpus: Corpus, skeleton: Skeleton) -> Context:
+    start = getattr(skeleton.model.config, "decoder_start_token_id", None)
+    return Context(corpus.vocabulary, config.train.seed, start, word_starts(corpus.tokenizer_folder, corpus.vocabulary))
+
+
+def build_engine(job: Job, resumed: bool = False) -> Engine:
+    """The strategy's engine, filled with the model's first values, or with nothing where a checkpoint will fill it."""
+    config = job.config
+    source = Unfilled if resumed else FromSafetensors if job.skeleton.folders else FromSeed
+    weights = source(job.skeleton, config.train.seed)
+    degrees = config.strategy.degrees(job.launch.world_size)
+    engine_job = EngineJob(
+        skeleton=job.skeleton,
+        weights=weights,
+        objective=config.objective,
+        make_optimizer=lambda named: build_adamw(config.optimizer, named),
+        precision=config.precision,
+        mesh=build_mesh(degrees, job.device),
+        device=job.device,
+        seed=config.train.seed,
+    )
+    return config.strategy.build(engine_job)
+
+
+def build_order(config: Config, samples: AnySet) -> Order:
+    """In which order a run sees its samples: each source in its own, mixed as the data says, in batches of like length if wanted."""
+    shares, parts = config.data.shares(), {name: len(part) for name, part in samples.parts.items()}
+    if empty := [name for name, size in parts.items() if not size and max(shares[name]) > 0]:
+        raise Refused(f"data.parts.{empty[0]} has no sample to train on: add text, set its weight to 0, or lower data.validation_fraction.")
+    drawn = {name: SampleOrder(size, config.train.seed) for name, size in parts.items() if size}
+    start, end = zip(*(shares[name] for name in drawn), strict=True)
+    total = config.train.steps * config.train.global_batch
+    order: Order = next(iter(drawn.values())) if len(drawn) == 1 else MixOrder(list(drawn.values()), start, end, total)
+    if config.data.group_by_length:
+        return LengthGrouped(order, samples.lengths, config.train.global_batch, config.train.seed)
+    return order
+
+
+def build_loader(job: Job, engine: Engine) -> StepLoader:
+    """The training batches of this rank."""
+    samples, train = job.corpus.samples("train"), job.config.train
+    return StepLoader(
+        samples,
+        build_order(job.config, samples),
+        collator(job),
+        global_batch=train.global_batch,
+        micro_batch=train.micro_batch,
+        data_rank=engine.data_rank,
+        data_size=engine.data_size,
+        workers=job.config.data.workers,
+        pin_memory=job.device.type == "cuda",
+    )
+
+
+def build_stream(job: Job, engine: Engine, agreement: Agreement, state: RunState) -> StreamLoader | None:
+    """The training batches of this rank where the set is read while training, going on from ``state``; None: it was prepared."""
+    config, corpus = job.config, job.corpus
+    if not isinstance(corpus, StreamedCorpus):
+        return None
+    assert isinstance(config.data, Streamed)
+
+    def widest(widths: list[Widths]) -> list[Widths]:
+        return [{field: max(own[field] for own in step) for field in step[0]} for step in zip(*agreement.gather(widths), strict=True)]
+
+    return StreamLoader(
+        corpus.blocks(config.data, config.train.seed, engine.data_rank, engine.data_size),
+        collator(job),
+        global_batch=config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        data_rank=engine.data_rank,
+        data_size=engine.data_size,
+        widest=None if corpus.packed or engine.data_size == 1 else widest,
+        state=state.stream[engine.data_rank] if state.stream else None,
+        pin_memory=job.device.type == "cuda",
+    )
+
+
+def stream_states(job: Job, stream: StreamLoader | None, engine: Engine, agreement: Agreement) -> list[Any] | None:
+    """Where each data rank is, for a checkpoint; None: nothing is read while training. Says how many records could not be used."""
+    if stream is None:
+        return None
+    told = {rank: (state, bad) for rank, state, bad in agreement.gather([engine.data_rank, stream.state, stream.bad])}
+    if bad := [bad for _, bad in told.values() if bad]:
+        job.say(f"bad records skipped in this epoch so far: {sum(one['count'] for one in bad):,}, such as {bad[0]['first']}")
+    return [told[rank][0] for rank in range(engine.data_size)]
+
+
+def build_evaluator(job: Job, engine: Engine) -> Evaluator | None:
+    """What measures the model on the held-out samples; None if there are none."""
+    train, collate, parts = job.config.train, collator(job), job.corpus.samples("validation").parts
+
+    def batches(samples: AnySet) -> Iterable[Batch]:
+        return held_out_batches(samples, collate, train.evaluate_samples, train.micro_batch, engine.data_rank, engine.data_size)
+
+    held_out = {name: partial(batches, samples) for name, samples in parts.items() if len(samples)}
+    return Evaluator(engine, job.config.objective, held_out, _writer(job)) if held_out else None
+
+
+def _writer(job: Job) -> Writer | None:
+    config: Any = job.config
+    if not getattr(config.objective, "writes", False) or config.train.evaluate_generate == 0:
+        return None
+    target = config.data.target_length or config.data.sequence_length
+    tokenizer = AutoTokenizer.from_pretrained(job.corpus.tokenizer_folder)
+    return Writer(tokenizer, config.train.evaluate_generate, target, config.sample.num_beams)
