@@ -33,6 +33,16 @@ def engine_state(arguments, folder):
     return {name: (value.full_tensor() if isinstance(value, DTensor) else value).numpy() for name, value in state.items()}
 
 
+@pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 3), ("ddp", 4), ("fsdp", 3), ("hsdp", 4)])
+def test_a_run_that_was_stopped_has_the_bits_of_one_that_was_not(tiny, tmp_path, strategy, ranks):
+    arguments = [*tiny, f"strategy={strategy}", "train.micro_batch=2"]
+    whole = train_curve(arguments, tmp_path / "whole", ranks)
+    train_curve([*arguments, "train.stop_after=7"], tmp_path / "run", ranks)
+    curve = train_curve(arguments, tmp_path / "run", ranks)
+    bits = [[(line["loss"].hex(), line["grad_norm"].hex()) for line in lines] for lines in (curve, whole)]
+    assert bits[0] == bits[1]
+
+
 def some(names, quick):
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 

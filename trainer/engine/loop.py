@@ -37,6 +37,7 @@ class Loop:
         self._data_size = data_size
         self._seed = seed
         self._drops = _may_drop(parts.model)
+        self._must_rehearse = parts.rehearses
 
     def run(self, step: int, micro_batches: list[Batch], counts: dict[str, Tensor]) -> LossTerms:
         """Adds the gradient of each term / its global count to every parameter.
@@ -44,6 +45,8 @@ class Loop:
         Returns:
             This rank's terms, summed over its micro-batches.
         """
+        if self._must_rehearse:
+            self._rehearse(micro_batches[0])
         # Ranks' gradients are averaged, but a sum over ranks is wanted: hence times the number of data ranks.
         shares = {key: self._data_size / count for key, count in counts.items()}
         totals: LossTerms = {}
@@ -56,6 +59,18 @@ class Loop:
                 so_far = term.sum.detach() + totals[name].sum if name in totals else term.sum.detach()
                 totals[name] = Term(so_far, term.count_key, term.weight)
         return totals
+
+    def _rehearse(self, batch: Batch) -> None:
+        """One backward that does not count, at the beginning of every session.
+
+        DDP puts gradients into other buckets after its first backward, and what is added up where decides the last bit on three and more
+        ranks: without this, the first step of a resumed run would differ from the same step of a run that was not interrupted.
+        """
+        self._must_rehearse = False
+        with self._dropout(0, 0):
+            terms = self.terms(batch, self._parts.trained)
+            torch.autograd.backward([term.sum for term in terms.values() if term.sum.requires_grad])
+        self._parts.optimizer.zero_grad()
 
     def terms(self, batch: Batch, scorer: torch.nn.Module) -> LossTerms:
         """The objective's terms of one micro-batch, as training needs them."""

@@ -55,9 +55,9 @@ class NativeEngine:
     def gather_over_data(self, values: Tensor) -> Tensor:
         """The data ranks' ``values`` (n, ...) one after the other, on every rank."""
         values = values.to(self.device).contiguous()
-        gathered = values.new_empty(self.data_size * values.shape[0], *values.shape[1:])
-        dist.all_gather_into_tensor(gathered, values)
-        return gathered
+        gathered = [torch.empty_like(values) for _ in range(self.data_size)]
+        dist.all_gather(gathered, values)
+        return torch.cat(gathered)
 
     def forward_backward(self, step: int, micro_batches: list[Batch], counts: dict[str, Tensor]) -> LossTerms:
         """Accumulates the step's gradient; one packed all-reduce brings loss terms, norm and each rank's loss together."""

@@ -33,6 +33,7 @@ class Parallelized:
         trained: what to call in training: ``scorer``, or its replicated form.
         accumulating: context for the forward and backward of a micro-batch, told whether it is the step's last.
         optimizer: over the model's parameters.
+        rehearses: whether the first backward must be one that does not count, because later ones add up in another order.
     """
 
     model: nn.Module
@@ -40,6 +41,7 @@ class Parallelized:
     trained: nn.Module
     accumulating: Callable[[bool], AbstractContextManager[None]]
     optimizer: torch.optim.Optimizer
+    rehearses: bool
 
 
 def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
@@ -67,7 +69,7 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
         trained = ddp.replicate(scorer, mesh["replicate"], layout.bucket_mb)
         accumulating = partial(ddp.accumulating, trained)
 
-    return Parallelized(model, scorer, trained, accumulating, job.make_optimizer(named_owners(model)))
+    return Parallelized(model, scorer, trained, accumulating, job.make_optimizer(named_owners(model)), rehearses=trained is not scorer)
 
 
 def _allocate(model: nn.Module, tied: dict[str, str], device: torch.device, parameters_on: torch.device | str) -> None:
