@@ -19,10 +19,21 @@ from trainer.errors import Failure, Refused
 
 COMMANDS = {
     "train": "train, or go on with, one run",
-    "prepare": "tokenize and pack the corpus of a run, without training",
+    "prepare": "tokenize and pack the corpus of a run, without training; --show 3 shows samples of it",
+    "evaluate": "measure a checkpoint, or a Hugging Face folder, on held-out samples",
     "generate": "write text with a trained model",
     "export": "write a checkpoint as a Hugging Face folder",
 }
+EVALUATE_FORMS = """
+Two forms, on one rank or under torchrun (torchrun --nproc-per-node 2 -m trainer evaluate ...):
+
+  isotrain evaluate checkpoint=RUN [KEY=VALUE ...] [strategy=OPTION] [precision=OPTION]
+      a checkpoint on the held-out samples of its run; KEYs are those of training
+  isotrain evaluate model=pretrained model.path=FOLDER data=OPTION objective=OPTION [KEY=VALUE ...]
+      any Hugging Face folder or hub id on the held-out samples of any data
+
+train.evaluate_samples says on how many samples. All keys: isotrain train --help
+"""
 PATIENCE = 10.0
 """Seconds for which a rank waits to be ended by the launcher, because local rank 0 has reported the same problem."""
 
@@ -55,21 +66,25 @@ def _run(arguments: list[str], launch: Launch) -> int:
     flags, overrides = _flags(rest)
     if flags.version:
         return _say(_version(), launch)
+    if flags.show is not None and command != "prepare":
+        raise Refused(f"--show shows samples of a prepared corpus: isotrain prepare --show {flags.show}")
     if command in ("train", "prepare"):
         return _with_config(command, flags, overrides, launch)
+    if command == "evaluate":
+        return _evaluate(flags, overrides, launch)
     return _with_settings(command, flags, overrides, launch)
 
 
 def _with_config(command: str, flags: argparse.Namespace, overrides: list[str], launch: Launch) -> int:
     from trainer import config as schema
 
-    if flags.config_dir and not Path(flags.config_dir).is_dir():
-        raise Refused(f"--config-dir {flags.config_dir} is not a folder.")
+    _folder(flags.config_dir)
     if flags.help is not None:
         from trainer.command_line.help import group_page, overview
 
         parts = (schema.folders(flags.config_dir), schema.Config, schema.schemas())
         return _say(group_page(flags.help, *parts) if flags.help else overview(command, *parts), launch)
+    num_shown = _number(flags.show)
     ranks_known = launch.launched or (command == "train" and not flags.cfg)
     config = schema.load(overrides, launch.world_size if ranks_known else None, flags.config_dir)
     if flags.cfg:
@@ -77,11 +92,49 @@ def _with_config(command: str, flags: argparse.Namespace, overrides: list[str], 
     if command == "prepare":
         from trainer.commands import prepare
 
-        return prepare.run(config)
+        return prepare.run(config, num_shown)
     signals = listen(launch)
     from trainer.run import train
 
     return train(config, launch, signals)
+
+
+def _number(shown: str | None) -> int:
+    """How many samples ``--show`` asks for; 0 without it."""
+    if shown is None:
+        return 0
+    if not shown.isdecimal() or int(shown) == 0:
+        raise Refused(f"--show {shown} is not a number of samples: did you mean --show 3?")
+    return int(shown)
+
+
+def _evaluate(flags: argparse.Namespace, overrides: list[str], launch: Launch) -> int:
+    if flags.help is not None:
+        return _say(_evaluate_help(flags), launch)
+    from trainer.commands.request import request
+
+    asked = request(overrides, launch.world_size, _folder(flags.config_dir))
+    from trainer.commands import evaluate
+
+    return evaluate.run(asked, launch)
+
+
+def _evaluate_help(flags: argparse.Namespace) -> str:
+    from trainer.command_line.help import group_page, settings_page
+    from trainer.commands.config import SETTINGS
+
+    if flags.help:
+        from trainer import config as schema
+
+        return group_page(flags.help, schema.folders(flags.config_dir), schema.Config, schema.schemas())
+    return settings_page("evaluate", COMMANDS["evaluate"], SETTINGS["evaluate"]) + EVALUATE_FORMS
+
+
+def _folder(config_dir: str | None) -> str | None:
+    """``--config-dir``, if it is one."""
+    if config_dir and not Path(config_dir).is_dir():
+        raise Refused(f"--config-dir {config_dir} is not a folder.")
+    return config_dir
 
 
 def _with_settings(command: str, flags: argparse.Namespace, overrides: list[str], launch: Launch) -> int:
@@ -115,6 +168,7 @@ def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config-dir", "-cd", metavar="DIR")
     parser.add_argument("--cfg", "-c", choices=["job"])
     parser.add_argument("--version", action="store_true")
+    parser.add_argument("--show", metavar="N")
     return parser.parse_known_args(arguments)
 
 

@@ -45,7 +45,7 @@ def write_corpus(path, num, seed):
     """Animals and what they say. Some of it can be learned in seconds, some of it is chance: no metric should be 0 or 1."""
     rng, lines = np.random.default_rng(seed), []
     for _ in range(num):
-        length = min(2 + int(rng.exponential(3)), 16)  # mostly short: padded batches differ in width
+        length = min(2 + int(rng.exponential(6)), 40)  # mostly short: padded batches differ in width
         animal, does = str(rng.choice(list(SOUNDS))), rng.choice(list(DOES), length).tolist()
         text = f"the {animal} {' '.join(does)}"
         tags = [tag for tag, has in (("hungry", "eats" in does), ("loud", animal in ("dog", "cow")), ("odd", rng.random() < 0.3)) if has]
@@ -60,9 +60,9 @@ def write_corpus(path, num, seed):
 def base(tmp_path_factory):
     """What all cases have, and the corpora: one of its own, and a mix of a large and a small one."""
     folder = tmp_path_factory.mktemp("evaluation")
-    first, second = write_corpus(folder / "first.jsonl", 300, 0), write_corpus(folder / "second.jsonl", 60, 1)
+    first, second = write_corpus(folder / "first.jsonl", 600, 0), write_corpus(folder / "second.jsonl", 60, 1)
     common = [
-        "data.sequence_length=24",
+        "data.sequence_length=48",
         "data.validation_fraction=0.3",
         "data.tokenizer.vocab_size=500",
         f"data.cache_dir={folder / 'cache'}",

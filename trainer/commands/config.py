@@ -29,5 +29,16 @@ class Generate(SampleConfig):
     seed: int = setting(0, "seed of the sampling", minimum=0)
 
 
-SETTINGS: dict[str, type] = {"generate": Generate, "export": Export}
+@dataclass
+class Evaluate:
+    """The held-out metrics of a checkpoint, or of a Hugging Face folder."""
+
+    checkpoint: str | None = setting(
+        None,
+        "a run directory (its newest checkpoint), or a checkpoint folder; None: model=pretrained model.path=FOLDER says what is evaluated",
+    )
+    to: str | None = setting(None, "a file that gets the metrics as JSON; must not exist yet")
+
+
+SETTINGS: dict[str, type] = {"evaluate": Evaluate, "generate": Generate, "export": Export}
 """The schema of each command that takes settings of its own."""

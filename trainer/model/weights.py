@@ -99,7 +99,7 @@ class FromSafetensors:
     def __init__(self, skeleton: Skeleton, seed: int):
         assert skeleton.folders
         self._drawn = FromSeed(skeleton, seed)
-        self._parts = {prefix: _Stored(folder) for prefix, folder in skeleton.folders.items()}
+        self._parts = {prefix: _Stored(prefix, folder) for prefix, folder in skeleton.folders.items()}
         self._base = skeleton.model.base_model_prefix if "" in self._parts else skeleton.model.encoder.base_model_prefix
         self._aliases = aliases(skeleton.model)
         self._parameters = {name for name, _ in skeleton.model.named_parameters()}
@@ -137,27 +137,27 @@ class FromSafetensors:
             if stored is None and may_be_new:
                 self.new.append(name)
             elif stored is None:
-                yield f"model.path={part.folder}: its safetensors hold no '{name}'."
+                yield f"{part.named}: its safetensors hold no '{name}'."
             elif (shape := part.shape(stored)) != tuple(parameter.shape) and may_be_new:
                 self.new.append(name)  # a head for other classes
             elif shape != tuple(parameter.shape):
                 asked = tuple(parameter.shape)
-                yield f"model.path={part.folder}: '{stored}' is {shape} there, but its config.json asks for {asked}."
+                yield f"{part.named}: '{stored}' is {shape} there, but its config.json asks for {asked}."
             elif (kind := part.dtype(stored)) not in _READ:
                 kinds = ", ".join(_READ)
-                yield f"model.path={part.folder}: '{stored}' is {kind} there; weights of {kinds} can be trained on, quantized ones not."
+                yield f"{part.named}: '{stored}' is {kind} there; weights of {kinds} can be trained on, quantized ones not."
         for path in filter(None, [skeleton.head.bias]):
             part, stored = self._find(path)
             if stored is not None and part.read(stored, None).any():
-                yield f"model.path={part.folder}: '{stored}' is not zero; a bias that is added after the head cannot be trained on here."
+                yield f"{part.named}: '{stored}' is not zero; a bias that is added after the head cannot be trained on here."
 
 
 class _Stored:
     """The tensors of one folder's ``*.safetensors``: ``files`` maps each name to its file."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.files = _locate(folder)
+    def __init__(self, prefix: str, folder: Path):
+        self.named = f"model.{prefix.rstrip('.') or 'path'}={folder}"
+        self.files = _locate(folder, self.named)
 
     def read(self, name: str, index: tuple[slice, ...] | None) -> Tensor:
         with safe_open(self.files[name], framework="pt") as file:
@@ -226,8 +226,8 @@ def _children_first(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Modu
     yield path, module
 
 
-def _locate(folder: Path) -> dict[str, Path]:
-    """Maps each tensor name to its file."""
+def _locate(folder: Path, named: str) -> dict[str, Path]:
+    """Maps each tensor name to its file; ``named`` is the folder as messages name it."""
     index = folder / "model.safetensors.index.json"
     try:
         if index.is_file():
@@ -241,10 +241,10 @@ def _locate(folder: Path) -> dict[str, Path]:
             with safe_open(path, framework="pt") as opened:
                 located.update(dict.fromkeys(opened.keys(), path))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
-        raise Refused(f"model.path={folder}: its safetensors cannot be read: {error}") from error
+        raise Refused(f"{named}: its safetensors cannot be read: {error}") from error
     if not located:
         raise Refused(
-            f"model.path={folder} holds no *.safetensors. Weights in .bin or .pt files can run code when loaded and are not read; "
+            f"{named} holds no *.safetensors. Weights in .bin or .pt files can run code when loaded and are not read; "
             "convert them once with transformers' save_pretrained."
         )
     return located
