@@ -21,6 +21,7 @@ def setting(
     below: float | None = None,
     choices: tuple[str, ...] | None = None,
     aliases: tuple[str, ...] = (),
+    sections: tuple[type, str, Mapping[str, type]] | None = None,
 ) -> Any:
     """Declares one field of a config dataclass.
 
@@ -33,6 +34,7 @@ def setting(
         below: exclusive upper bound.
         choices: the only strings allowed.
         aliases: what other frameworks call it; used for "did you mean".
+        sections: of a dict: it holds sections under names of the user's own; ``base``, ``by`` and ``kinds`` of ``Sections``.
     """
     metadata = {
         "help": help,
@@ -42,12 +44,66 @@ def setting(
         "below": below,
         "choices": choices,
         "aliases": aliases,
+        "sections": sections,
     }
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sections:
+    """A field that holds sections under names of the user's own, each typed by what it says itself.
+
+    Attributes:
+        key: dotted, from the root.
+        named: the sections that there are.
+        base: the dataclass of a section that has not said what it is; all kinds extend it.
+        by: the key of a section that says it.
+        kinds: the dataclass for each of its values.
+    """
+
+    key: str
+    named: dict[str, Any]
+    base: type
+    by: str
+    kinds: Mapping[str, type]
+
+    def place(self, key: str) -> tuple[str, str] | None:
+        """The name of the section to which a dotted key would belong, and the key inside it; None: it is not below ``key.NAME``."""
+        name, dot, inside = key.removeprefix(f"{self.key}.").partition(".")
+        return (name, inside) if dot and key.startswith(f"{self.key}.") else None
+
+    def grow(self, kinds: Mapping[str, str | None]) -> None:
+        """Adds a section of its kind's defaults for each name; of the base's where the kind is unknown. The order is that of the names."""
+        grown = self.named | {name: self.kinds.get(kind or "", self.base)() for name, kind in kinds.items()}
+        self.named.clear()
+        self.named.update(sorted(grown.items()))
+
+
+def open_sections(config: Any, path: str = "") -> Iterator[Sections]:
+    """Every field of a config dataclass that was declared to hold sections."""
+    for field in dataclasses.fields(config):
+        key, value = f"{path}.{field.name}" if path else field.name, getattr(config, field.name)
+        if declared := field.metadata.get("sections"):
+            yield Sections(key, value, *declared)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield from open_sections(value, key)
+
+
+def grow(config: Any, given: Mapping[str, str]) -> None:
+    """Adds the sections that dotted keys name.
+
+    Args:
+        config: changed in place.
+        given: the value of each key.
+    """
+    for section in open_sections(config):
+        places = {key: place for key in given if (place := section.place(key))}
+        kinds = {name: given[key] for key, (name, inside) in places.items() if inside == section.by}
+        section.grow({name: kinds.get(name) for name, _ in places.values()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +131,16 @@ class Leaf:
 
 
 def leaves(config: Any, path: str = "") -> dict[str, Leaf]:
-    """Every leaf of a config dataclass by its dotted key, in the order of declaration."""
+    """Every leaf of a config dataclass by its dotted key, in the order of declaration. Sections without a name have none."""
     found: dict[str, Leaf] = {}
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         key = f"{path}.{field.name}" if path else field.name
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if field.metadata.get("sections"):
+            for name, section in value.items():
+                found |= leaves(section, f"{key}.{name}")
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             found |= leaves(value, key)
         else:
             found[key] = Leaf(key, field, *_plain_type(hints[field.name]), value)

@@ -62,10 +62,11 @@ def test_a_setting_without_effect_is_refused(row):
     assert right.check(None, "bf16", "causal_lm", "llama") == []
 
 
-def test_matrix_has_a_row_per_strategy():
+def test_matrix_has_a_row_per_objective_and_puts_strategies_together_that_are_alike():
     lines = markdown_matrix().splitlines()
-    assert lines[2] == "| `single` | `causal_lm` | fp32, bf16 | fp32, bf16 |"
-    assert len(lines) == 2 + 4
+    assert lines[0] == "| objective | strategy | llama | gpt2 | bert | roberta | t5 | bart | encoder_decoder |"
+    assert lines[2] == "| `causal_lm` | `single`, `ddp`, `fsdp`, `hsdp` | fp32, bf16 | fp32, bf16 | - | - | - | - | - |"
+    assert len(lines) == 2 + 5
 
 
 def test_launch():

@@ -1,5 +1,7 @@
 """Help is complete, aligned and narrow."""
 
+import re
+
 import pytest
 
 from trainer import cli, config
@@ -18,7 +20,7 @@ def page(capsys):
 
 def test_overview_shows_every_group_option_and_key(page):
     text = page("train", "--help")
-    for group in (*config.GROUPS, "experiment"):
+    for group in (*config.GROUPS, "experiment", "debug"):
         assert all(option in text for option in config.folders().options(group))
     for key, leaf in leaves(config.load([], 1)).items():
         assert key in text
@@ -38,10 +40,14 @@ def test_a_groups_page_shows_every_key_of_every_schema(page, group):
 def test_a_groups_page_says_what_each_option_sets(page):
     assert "replicate=2 shard=null fully_shard=true" in page("train", "--help", "strategy")
     assert "train.micro_batch" in page("train", "--help", "train")
-    assert "gpt2_stdlib" in page("train", "--help", "experiment")
+    assert re.search(r"^  gpt2_stdlib +GPT-2, tiny, on the source", page("train", "--help", "experiment"), re.MULTILINE)
+    assert "cpu  Any run in about a minute" in page("train", "--help", "debug")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], *(["train", "--help", group] for group in (*config.GROUPS, "run"))])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], *(["train", "--help", group] for group in (*config.GROUPS, "run", "experiment", "debug"))],
+)
 def test_no_line_is_wider_than_100(page, arguments):
     assert max(map(len, page(*arguments).splitlines())) <= 100
 

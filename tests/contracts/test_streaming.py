@@ -69,7 +69,8 @@ def epochs(run_dir):
     ],
 )
 def test_a_resumed_curve_is_bitwise_the_uninterrupted_one(stream, tmp_path, form, ranks):
-    arguments = [*stream, *FORMS[form], "train.steps=30" if form == "packed" else "train.steps=20"]
+    strategy = {1: "single", 2: "ddp"}.get(ranks, "fsdp")
+    arguments = [*stream, *FORMS[form], f"strategy={strategy}", "train.steps=30" if form == "packed" else "train.steps=20"]
     whole = train_curve(arguments, tmp_path / "whole", ranks)
     if form != "packed":
         assert min(epochs(tmp_path / "whole")) >= 1, "the run must cross an epoch's edge on every rank"

@@ -17,9 +17,10 @@ from yaml import YAMLError
 
 from trainer.command_line.overrides import Findings, Override, apply, malformed
 from trainer.command_line.presets import Folders
-from trainer.command_line.selection import EXPERIMENT, PRIMARY, Schemas, Selection, check_files, schema_of, select
+from trainer.command_line.sections import misplaced, name_sections
+from trainer.command_line.selection import DEBUG, GLOBAL, PRIMARY, Schemas, Selection, check_files, schema_of, select, set_debug
 from trainer.command_line.suggest import did_you_mean, nearest
-from trainer.schema import leaf_problems, leaves
+from trainer.schema import leaf_problems, leaves, open_sections
 
 
 def compose(
@@ -34,26 +35,31 @@ def compose(
         schemas: every group's schemas by name.
         findings: grows by every problem; the tree returned then lacks what could not be applied.
     """
-    groups = {group: folders.options(group) for group in (*schemas, EXPERIMENT)}
+    groups = {group: folders.options(group) for group in (*schemas, *GLOBAL)}
     for file in folders.shadowed():
         findings.add(f"{file} has the name of a shipped preset, which comes first: give it another name.")
     typed, values = _split(overrides, groups, findings)
     selection = select(folders, root, schemas, typed, findings)
-    tree = check_files(selection, findings)
+    name_sections(selection.skeleton, selection.files, values, findings)
+
+    def explain(key: str, value: str | None) -> str | None:
+        found = misplaced(selection.skeleton, key, value)
+        return found or _of_another_option(folders, schemas, selection.choices, key, value, findings)
+
+    tree = check_files(selection, findings, explain)
     if not findings.sentences:
         try:
-            tree = _hydra(folders, root, schemas, typed)
+            by_debug = {group: selection.choices[group] for file in selection.debug for group, _, _ in file.choices}
+            chosen = {group: option for group, option in (by_debug | typed).items() if group != DEBUG}  # which Hydra does not know
+            tree = _hydra(folders, selection.skeleton, schemas, chosen)
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             findings.add(f"The YAML files do not compose: {str(error).splitlines()[0].rstrip(' .:')}.")
+    set_debug(tree, selection, findings)
     known = leaves(selection.skeleton)
     for override in overrides:
         if not override.valid:
             findings.add(malformed(override, groups, known))
-
-    def elsewhere(section: str, name: str, value: str | None) -> str | None:
-        return _of_another_option(folders, schemas, selection.choices, section, name, value)
-
-    apply(tree, values, known, findings, elsewhere)
+    apply(tree, values, known, findings, explain)
     for override in values:
         selection.origins.pop(override.key, None)
     return tree, selection
@@ -73,7 +79,7 @@ def check_values(tree: DictConfig, selection: Selection, findings: Findings) -> 
         if key in missing:
             if leaf.type is str:
                 OmegaConf.update(tree, key, key)
-            if key not in findings.spoiled:
+            if not findings.follows(key):
                 asked = f" by {section}={selection.choices[section]}" if section in selection.choices else ""
                 findings.add(f"{key} is required{asked}: add {key}=VALUE, {leaf.field.metadata['help']}.", key)
         else:
@@ -105,33 +111,42 @@ def _is_option(value: str, options: list[str]) -> bool:
 
 
 def _of_another_option(
-    folders: Folders, schemas: Schemas, choices: Mapping[str, str], section: str, name: str, value: str | None
+    folders: Folders, schemas: Schemas, choices: Mapping[str, str], key: str, value: str | None, findings: Findings
 ) -> str | None:
-    """The sentence for a key that other options of the group have."""
-    if section not in schemas:
+    """The sentence for a key that other options of the group have; said once where it is below a section that they have."""
+    group, _, name = key.partition(".")
+    if group not in schemas:
         return None
-    having = [
-        option for option in folders.options(section) if (cls := schema_of(folders, schemas, section, option)) and name in leaves(cls())
-    ]
-    if not having:
+    options = {option: cls() for option in folders.options(group) if (cls := schema_of(folders, schemas, group, option))}
+    within = {
+        option: {part.key for part in open_sections(config) if f"{name}.".startswith(f"{part.key}.")} for option, config in options.items()
+    }
+    having = [option for option, config in options.items() if within[option] or name in leaves(config)]
+    if not having or choices.get(group) in having:
         return None
-    question = did_you_mean(f"{section}={having[0]} {section}.{name}={value}" if len(having) == 1 else None)
-    return f"{section}.{name} is not a key of {section}={choices[section]}, but of {', '.join(f'{section}={option}' for option in having)}{question}"
+    findings.spoiled.update(f"{group}.{part}" for option in having for part in within[option])
+    typed = f"{group}={having[0]}" if value is None else f"{group}={having[0]} {key}={value}"
+    question = did_you_mean(typed if len(having) == 1 else None)
+    return f"{key} is not a key of {group}={choices[group]}, but of {', '.join(f'{group}={option}' for option in having)}{question}"
 
 
-def _hydra(folders: Folders, root: type, schemas: Schemas, typed: Mapping[str, str]) -> DictConfig:
-    """Composes with Hydra; its run directory, chdir and logging belong to hydra.main, which is not used."""
+def _hydra(folders: Folders, skeleton: Any, schemas: Schemas, typed: Mapping[str, str]) -> DictConfig:
+    """Composes with Hydra; its run directory, chdir and logging belong to hydra.main, which is not used.
+
+    The selected schemas are stored as they stand in the skeleton: with the sections that the user has named.
+    """
     store = ConfigStore.instance()
-    blank = OmegaConf.structured(root)
-    for field in fields(root):
+    blank = OmegaConf.structured(type(skeleton))
+    for field in fields(skeleton):
         if field.type in (Any, "Any"):  # with a default there, OmegaConf would only let its subclasses in
             blank[field.name] = MISSING
     store.store(name="root", group="schema", node=blank, package="_global_")
     for group, named in schemas.items():
+        chosen = getattr(skeleton, group)
         for name, cls in named.items():
-            store.store(name=name, group=f"schema/{group}", node=cls)
+            store.store(name=name, group=f"schema/{group}", node=chosen if type(chosen) is cls else cls)
         for name, cls in folders.registered.get(group, {}).items():
-            store.store(name=name, group=group, node=cls)
+            store.store(name=name, group=group, node=chosen if type(chosen) is cls else cls)
     search = [f"file://{Path(path).resolve()}" for path in folders.paths[1:]]
     quoted = ",".join("'" + path.replace("'", "\\'") + "'" for path in search)
     choices = [f"{group}={option}" for group, option in typed.items()]

@@ -10,11 +10,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from trainer.command_line.overrides import Findings
-from trainer.command_line.presets import Folders
-from trainer.command_line.selection import EXPERIMENT, Schemas, Selection, chain, check_files, schema_of, select
+from trainer.command_line.presets import Folders, read
+from trainer.command_line.sections import name_sections
+from trainer.command_line.selection import GLOBAL, Schemas, Selection, chain, check_files, schema_of, select
 from trainer.command_line.suggest import did_you_mean, nearest
 from trainer.errors import Refused
-from trainer.schema import Leaf, leaves
+from trainer.schema import Leaf, leaves, open_sections
 
 WIDTH = 100
 
@@ -25,8 +26,10 @@ Usage: isotrain {command} [GROUP=OPTION ...] [KEY=VALUE ...] [--config-dir DIR]
   --help [GROUP]     this page, or the options and keys of one group
   --config-dir DIR   a folder with your own options, DIR/GROUP/OPTION.yaml, and experiments
   --cfg job          print the resolved config and stop
-  --version          print the version
+{own}  --version          print the version
 """
+
+PREPARE_FLAG = "  --show N           print the first N training samples as the model gets them\n"
 
 COMMANDS_USAGE = """\
 Usage: isotrain COMMAND [KEY=VALUE ...]
@@ -51,10 +54,14 @@ def overview(command: str, folders: Folders, root: type, schemas: Schemas) -> st
     """Usage, the groups with their options, and the keys of the default config."""
     selection, tree = _default(folders, root, schemas)
     rows = []
-    for group in (*schemas, EXPERIMENT):
+    for group in (*schemas, *GLOBAL):
         options = [f"{option} (default)" if option == selection.choices.get(group) else option for option in folders.options(group)]
         rows.append([group, ", ".join(options)])
-    parts = [TRAIN_USAGE.format(command=command), "Groups and their options (isotrain train --help GROUP says more):\n", _table(rows)]
+    parts = [
+        TRAIN_USAGE.format(command=command, own=PREPARE_FLAG if command == "prepare" else ""),
+        "Groups and their options (isotrain train --help GROUP says more):\n",
+        _table(rows),
+    ]
     known = leaves(selection.skeleton)
     for section in fields(root):
         inside = [leaf for key, leaf in known.items() if key.split(".")[0] == section.name]
@@ -72,15 +79,15 @@ def group_page(group: str, folders: Folders, root: type, schemas: Schemas) -> st
         Refused: no such group or section of keys.
     """
     selection, tree = _default(folders, root, schemas)
-    if group == EXPERIMENT:
-        return f"experiment: none by default; each is a file that selects options and sets keys\n\n{_table([[o] for o in folders.options(group)])}"
+    if group in GLOBAL:
+        return _global_page(group, folders)
     if group in schemas:
         return _options_page(group, folders, root, schemas, selection)
     section = [leaf for key, leaf in leaves(selection.skeleton).items() if key.split(".")[0] == group]
     if section:
         meaning = next(field for field in fields(root) if field.name == group).metadata["help"]
         return f"{group}: {meaning}\n\n{_keys(section, tree)}"
-    names = [*(field.name for field in fields(root)), EXPERIMENT]
+    names = [*(field.name for field in fields(root)), *GLOBAL]
     raise Refused(f"--help {group}: there is no group {group}; there are {', '.join(names)}{did_you_mean(nearest(group, names))}")
 
 
@@ -100,13 +107,22 @@ def _options_page(group: str, folders: Folders, root: type, schemas: Schemas, se
     for cls, options in by_schema.items():
         summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
         parts.append(textwrap.fill(f"{', '.join(options)}: {summary}", WIDTH) + "\n")
-        parts.append(_keys(leaves(cls(), group).values()) or "  (no keys)\n")
+        example = cls()
+        for section in open_sections(example):
+            section.grow({"NAME": None})
+        parts.append(_keys(leaves(example, group).values()) or "  (no keys)\n")
     return "\n".join(parts)
+
+
+def _global_page(group: str, folders: Folders) -> str:
+    rows = [[option, read(path).about if (path := folders.find(group, option)) else ""] for option in folders.options(group)]
+    return f"{group}: none by default; each is a file that selects options and sets keys\n\n{_table(rows)}"
 
 
 def _sets(group: str, option: str, cls: type, folders: Folders, root: type) -> dict[str, Any]:
     """The values that an option's files set, by the last part of their key."""
     selection = Selection({}, root(**{group: cls()}), [(file, group) for file in chain(folders, group, option)])
+    name_sections(selection.skeleton, selection.files, [], Findings())
     tree = check_files(selection, Findings())
     return {key.removeprefix(f"{group}."): OmegaConf.select(tree, key) for key in selection.origins}
 

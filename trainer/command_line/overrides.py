@@ -35,6 +35,10 @@ class Findings:
         self.sentences.append(sentence)
         self.spoiled.update(key for key in keys if key)
 
+    def follows(self, key: str) -> bool:
+        """Whether a key is, or is below, one whose value is not what the user meant."""
+        return any(key == spoiled or key.startswith(f"{spoiled}.") for spoiled in self.spoiled)
+
     def add_consequences(self, sentences: Iterable[str]) -> None:
         """Records what was concluded from values, except from spoiled ones."""
         self.sentences += [sentence for sentence in sentences if not any(key in sentence for key in self.spoiled)]
@@ -155,7 +159,7 @@ def _repaired(leaf: Leaf, text: str) -> str | None:
     return None
 
 
-def apply(tree: DictConfig, overrides: Iterable[Override], leaves: Mapping[str, Leaf], findings: Findings, elsewhere: Any = None) -> None:
+def apply(tree: DictConfig, overrides: Iterable[Override], leaves: Mapping[str, Leaf], findings: Findings, explain: Any = None) -> None:
     """Applies value overrides to ``tree``, collecting what is wrong with each.
 
     Args:
@@ -163,7 +167,7 @@ def apply(tree: DictConfig, overrides: Iterable[Override], leaves: Mapping[str, 
         overrides: valid ones; group choices left out.
         leaves: the closed schema.
         findings: grows.
-        elsewhere: ``(section, key, value) -> sentence or None`` for a key that another option of its group has.
+        explain: ``(key, value) -> sentence or None`` for a key that exists, but not here.
     """
     seen: dict[str, str] = {}
     for override in overrides:
@@ -174,24 +178,23 @@ def apply(tree: DictConfig, overrides: Iterable[Override], leaves: Mapping[str, 
         if key in leaves:
             if problem := set_text(tree, leaves[key], value):
                 findings.add(problem, key)
-        elif not any(key == spoiled or key.startswith(f"{spoiled}.") for spoiled in findings.spoiled):
+        elif not findings.follows(key):
             meant = nearest_key(key, {name: leaf.names for name, leaf in leaves.items()})
-            findings.add(_unknown(override, meant, leaves, elsewhere), meant)
+            findings.add(_unknown(override, meant, leaves, explain), meant)
 
 
-def _unknown(override: Override, meant: str | None, leaves: Mapping[str, Leaf], elsewhere: Any) -> str:
+def _unknown(override: Override, meant: str | None, leaves: Mapping[str, Leaf], explain: Any) -> str:
     key, value = override.key, override.value
-    section, _, name = key.partition(".")
     inside = [leaf_key for leaf_key in leaves if leaf_key.startswith(f"{key}.")]
     if inside:
         return f"{override.typed} sets a whole section: set its keys one by one ({', '.join(inside)})."
-    if elsewhere and (sentence := elsewhere(section, name, value)):
+    if explain and (sentence := explain(key, value)):
         return sentence
     if meant:
         return f"{key} is not a key{did_you_mean(f'{meant}={value}')}"
-    siblings = [leaf_key.removeprefix(f"{section}.") for leaf_key in leaves if leaf_key.startswith(f"{section}.")]
-    if siblings:
-        return f"{key} is not a key; {section} has {', '.join(siblings)}."
+    for section in (key.rpartition(".")[0], key.partition(".")[0]):
+        if siblings := [leaf_key.removeprefix(f"{section}.") for leaf_key in leaves if section and leaf_key.startswith(f"{section}.")]:
+            return f"{key} is not a key; {section} has {', '.join(siblings)}."
     return f"{key} is not a key; --help lists them all."
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 _PACKAGE = re.compile(r"^#\s*@package\s+(\S+)\s*$", re.MULTILINE)
+_ABOUT = re.compile(r"\A(?:#\s*@package.*\n)?((?:# .*\n)*)")
 _SCHEMA = re.compile(r"^/schema/(?P<group>\w+)/(?P<name>\w+)(@_here_)?$")
 _CHOICE = re.compile(r"^(override\s+)?/?(?P<group>\w+)$")
 
@@ -60,6 +61,7 @@ class ConfigFile:
         package: what its ``# @package`` line says, or None.
         root: the mapping, without ``defaults``.
         defaults: its defaults list as (item, line), an item being a name or (group, option).
+        about: the first paragraph of its leading comment.
         fault: why it cannot be read, with file and line.
     """
 
@@ -67,7 +69,12 @@ class ConfigFile:
     package: str | None = None
     root: yaml.MappingNode | None = None
     defaults: list[tuple[str | tuple[str, str | None], int]] = field(default_factory=list)
+    about: str = ""
     fault: str | None = None
+
+    def prefix(self, group: str) -> str:
+        """What its keys are below: the group whose option it is, or nothing where it speaks of the whole config."""
+        return "" if self.package == "_global_" else group
 
     def place(self, node: yaml.Node) -> str:
         """``FILE:LINE`` of a node."""
@@ -108,6 +115,7 @@ def read(path: Path) -> ConfigFile:
         return file
     package = _PACKAGE.search(text)
     file.package = package[1] if package else None
+    file.about = " ".join(line.lstrip("# ") for line in _ABOUT.match(text)[1].splitlines())  # type: ignore[index]
     if root is None:
         root = yaml.MappingNode("tag:yaml.org,2002:map", [])
     if not isinstance(root, yaml.MappingNode):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from trainer.command_line.overrides import Findings, set_value, unknown_option
 from trainer.command_line.presets import ConfigFile, Folders, is_null, read
 from trainer.command_line.suggest import did_you_mean, nearest, nearest_key
-from trainer.schema import Leaf, leaves
+from trainer.schema import Leaf, leaves, open_sections
 
 PRIMARY = "train"
-EXPERIMENT = "experiment"
+EXPERIMENT, DEBUG = "experiment", "debug"
+GLOBAL = (EXPERIMENT, DEBUG)
+"""Groups without keys of their own, in the order in which they apply: an option is a file that sets keys of all groups."""
 Schemas = Mapping[str, Mapping[str, type]]
+Explain = Callable[[str, str | None], str | None]
+"""``(key, value) -> sentence or None`` for a key that exists, but not here; the sentence begins with the key."""
 
 
 @dataclass
@@ -25,16 +29,20 @@ class Selection:
     """The files that make up one config.
 
     Attributes:
-        choices: the option of each group, and of experiment where there is one.
+        choices: the option of each group, and of experiment and debug where there is one.
         skeleton: the root dataclass with each group's own schema in place.
         files: (file, prefix of its keys) in the order in which they apply.
         origins: where a key that a file sets was last set, FILE:LINE.
+        debug: files of the debug option, which apply after all others.
+        elsewhere: keys that some option has. Debug scales down what is there: one that the chosen option lacks is left alone.
     """
 
     choices: dict[str, str]
     skeleton: Any
     files: list[tuple[ConfigFile, str]] = field(default_factory=list)
     origins: dict[str, str] = field(default_factory=dict)
+    debug: list[ConfigFile] = field(default_factory=list)
+    elsewhere: frozenset[str] = frozenset()
 
 
 def chain(folders: Folders, group: str, option: str, below: tuple[str, ...] = ()) -> list[ConfigFile]:
@@ -55,7 +63,7 @@ def schema_of(folders: Folders, schemas: Schemas, group: str, option: str) -> ty
 
 
 def select(folders: Folders, root: type, schemas: Schemas, typed: Mapping[str, str], findings: Findings) -> Selection:
-    """Finds the option of every group: the one typed, else the experiment's, else the default.
+    """Finds the option of every group: the one typed, else that of debug, else the experiment's, else the default.
 
     Args:
         folders: where options are.
@@ -66,20 +74,22 @@ def select(folders: Folders, root: type, schemas: Schemas, typed: Mapping[str, s
     """
     primary = read(folders.paths[0] / f"{PRIMARY}.yaml")
     choices = {group: option for group, option, _ in primary.choices if option}
-    experiment = _experiment_files(folders, typed, findings)
-    for file in experiment:
+    experiment, debug = (_global_files(folders, name, typed, findings) for name in GLOBAL)
+    for file in (*experiment, *debug):
         for group, option, line in file.choices:
             if _known(folders, schemas, group, option, findings, f" ({file.shown}:{line})"):
                 choices[group] = str(option)
     for group, option in typed.items():
-        if group != EXPERIMENT and _known(folders, schemas, group, option, findings):
+        if group not in GLOBAL and _known(folders, schemas, group, option, findings):
             choices[group] = option
     selection = Selection(choices, root())
     for group, option in choices.items():
         _add_option(selection, group, option, folders, schemas, findings)
     selection.files += [(primary, ""), *((file, "") for file in experiment)]
-    if experiment:
-        choices[EXPERIMENT] = typed[EXPERIMENT]
+    selection.debug = debug
+    if debug:
+        selection.elsewhere = frozenset(key for group, named in schemas.items() for cls in named.values() for key in leaves(cls(), group))
+    choices |= {name: typed[name] for name, files in ((EXPERIMENT, experiment), (DEBUG, debug)) if files}
     return selection
 
 
@@ -103,17 +113,17 @@ def _add_option(selection: Selection, group: str, option: str, folders: Folders,
     setattr(selection.skeleton, group, cls())
 
 
-def _experiment_files(folders: Folders, typed: Mapping[str, str], findings: Findings) -> list[ConfigFile]:
-    option = typed.get(EXPERIMENT)
+def _global_files(folders: Folders, name: str, typed: Mapping[str, str], findings: Findings) -> list[ConfigFile]:
+    option = typed.get(name)
     if option is None:
         return []
-    if option not in (options := folders.options(EXPERIMENT)):
-        findings.add(unknown_option(EXPERIMENT, option, options))
+    if option not in (options := folders.options(name)):
+        findings.add(unknown_option(name, option, options))
         return []
-    files = chain(folders, EXPERIMENT, option)
+    files = chain(folders, name, option)
     for file in files:
         if not file.fault and file.package != "_global_":
-            findings.add(f"{file.shown}:1 does not begin with the line '# @package _global_', which every experiment needs.")
+            findings.add(f"{file.shown}:1 does not begin with the line '# @package _global_', which every file of {name} needs.")
     return [file for file in files if file.fault or file.package == "_global_"]
 
 
@@ -130,30 +140,52 @@ def _known(folders: Folders, schemas: Schemas, group: str, option: str | None, f
     return False
 
 
-def check_files(selection: Selection, findings: Findings) -> DictConfig:
+def check_files(selection: Selection, findings: Findings, explain: Explain | None = None) -> DictConfig:
     """Checks what each selected file says against the schema.
 
+    Args:
+        selection: what it was composed from.
+        findings: grows.
+        explain: for a key that is unknown.
+
     Returns:
-        The skeleton with every valid value set: what Hydra composes where nothing is wrong.
+        The skeleton with every valid value set: what Hydra composes where nothing is wrong, debug left out.
     """
     tree = OmegaConf.structured(selection.skeleton)
-    known = leaves(selection.skeleton)
     for file, prefix in selection.files:
         if file.fault:
             findings.add(file.fault, prefix or None)
         elif file.root is not None:
-            check = _FileCheck(file, "" if file.package == "_global_" else prefix, tree, known, findings)
+            check = _FileCheck(file, file.prefix(prefix), tree, selection.skeleton, findings, explain)
             selection.origins.update(check.mapping(file.root, check.prefix))
     return tree
 
 
-@dataclasses.dataclass(frozen=True)
+def set_debug(tree: DictConfig, selection: Selection, findings: Findings) -> None:
+    """Sets what the debug option's files say, on top of all others; ``tree`` is changed in place."""
+    for file in selection.debug:
+        if file.fault:
+            findings.add(file.fault)
+        elif file.root is not None:
+            check = _FileCheck(file, "", tree, selection.skeleton, findings, None, selection.elsewhere)
+            selection.origins.update(check.mapping(file.root, ""))
+
+
+@dataclass
 class _FileCheck:
     file: ConfigFile
     prefix: str
     tree: DictConfig
-    known: dict[str, Leaf]
+    skeleton: dataclasses.InitVar[Any]
     findings: Findings
+    explain: Explain | None = None
+    elsewhere: frozenset[str] = frozenset()
+    known: dict[str, Leaf] = field(init=False)
+    named: set[str] = field(init=False)
+
+    def __post_init__(self, skeleton: Any) -> None:
+        self.known = leaves(skeleton)
+        self.named = {section.key for section in open_sections(skeleton)}
 
     def mapping(self, node: yaml.MappingNode, section: str) -> Iterator[tuple[str, str]]:
         """Sets every valid value below ``node`` and yields (key, FILE:LINE) of each."""
@@ -165,6 +197,8 @@ class _FileCheck:
                 self.findings.add(f"{place} sets {key} again, which line {lines[name]} has set: keep one.", key)
                 continue
             lines[name] = key_node.start_mark.line + 1
+            if section in self.named and key_node.tag != "tag:yaml.org,2002:str":
+                self.findings.add(f"{key} ({place}) has a name that YAML reads as something else than text: write '{name}'.", key)
             if key in self.known:
                 if self._set(self.known[key], value, place):
                     yield key, place
@@ -173,7 +207,7 @@ class _FileCheck:
                     yield from self.mapping(value, key)
                 elif not is_null(value):
                     self.findings.add(f"{key} ({place}) is a section: set its keys below it, one per line.", key)
-            else:
+            elif key not in self.elsewhere:
                 self._refuse(key, place)
 
     def _set(self, leaf: Leaf, node: yaml.Node, place: str) -> bool:
@@ -193,6 +227,11 @@ class _FileCheck:
         return problem is None
 
     def _refuse(self, key: str, place: str) -> None:
+        if self.findings.follows(key):
+            return
+        if self.explain and (sentence := self.explain(key, None)):
+            self.findings.add(sentence.replace(key, f"{key} ({place})", 1))
+            return
         sections = [name for name in dict.fromkeys(k.split(".")[0] for k in self.known) if name]
         meant = nearest_key(key, {k: leaf.names for k, leaf in self.known.items()}) if "." in key else nearest(key, sections)
         shown = meant.removeprefix(f"{self.prefix}.") if meant and self.prefix else meant
