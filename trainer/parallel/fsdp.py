@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
@@ -25,6 +26,8 @@ def shard(model: nn.Module, blocks: Sequence[str], layout: Layout, precision: Pr
         precision: parameters are gathered in its compute type, gradients reduced in its reduce type.
         mesh: the shard axis, or (replicate, shard) for hybrid sharding.
     """
+    # Some blocks (T5's) give out views. The next block changes none in place, which is what the warning is about; the contract Gradient shows it.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     policy = MixedPrecisionPolicy(
         param_dtype=None if precision.compute == "fp32" else DTYPES[precision.compute],
         reduce_dtype=DTYPES[precision.reduce],
