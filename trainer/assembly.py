@@ -50,8 +50,8 @@ def open_job(config: Config, launch: Launch) -> Job:
     needs = config.objective.needs(config.data.sequence_length, config.data.target_length)
     corpus = _open_corpus(config, needs, str(first) if first else None)
     skeleton = build_skeleton(config.model, config.objective.task, corpus.vocabulary, folders, corpus.labels, needs.label)
-    own_tokenizer = first is not None and (first / "tokenizer.json").is_file()  # else the user's word is all there is
-    same = first is None or not own_tokenizer or same_vocabulary(corpus.tokenizer_folder, first)
+    own = {folder for folder in folders.values() if (folder / "tokenizer.json").is_file()}  # else the user's word is all there is
+    same = all(same_vocabulary(corpus.tokenizer_folder, folder) for folder in own)
     problems = model_problems(skeleton, corpus.vocabulary, needs, config.data.sequence_length, config.data.target_length, same)
     if not problems:
         num_outputs = getattr(skeleton.model.config, "num_labels", 1)

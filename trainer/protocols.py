@@ -77,6 +77,10 @@ class Objective(Protocol):
 
     Attributes:
         task: which model and head it trains: ``causal_lm``, ``masked_lm``, ``seq2seq`` or ``classification`` (trainer.model.families).
+
+    It may also have ``writes = True``, to be judged by what the model writes for held-out sources; ``requires``, the packages that it needs
+    by our extra that brings them; and ``problems()``, contradictions among its settings. One that is given logits, or writes, sets ``ids``
+    in its batches.
     """
 
     task: str
@@ -130,7 +134,10 @@ class Engine(Protocol):
         ...
 
     def inference(self) -> AbstractContextManager[tuple[Any, dict[str, Any]]]:
-        """Yields a model that transformers' ``generate`` accepts and the keyword arguments it needs there."""
+        """Yields a model that transformers' ``generate`` accepts and the keyword arguments it needs there.
+
+        Its numbers are of the type in which the engine keeps or gathers parameters: fp32 where every rank holds the masters.
+        """
         ...
 
     def state(self) -> dict[str, Tensor]:

@@ -70,6 +70,7 @@ class Needs:
         label: what kind of label a record has: ``class``, ``classes`` (any number of them), ``number``; None: none.
         special_tokens: what a tokenizer trained on the corpus gets beside bos, eos and pad: ``mask``, ``sentinels``.
         num_sentinels: how many of those it uses at most.
+        target_length: tokens of the longest target that it makes itself; None: it makes none.
     """
 
     fields: dict[str, Window]
@@ -77,6 +78,7 @@ class Needs:
     label: str | None = None
     special_tokens: tuple[str, ...] = ()
     num_sentinels: int = 0
+    target_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Rows:
 
     @property
     def real(self) -> np.ndarray:
-        """bool (B, W): which tokens are real."""
+        """Bool (B, W): which tokens are real."""
         import numpy as np
 
         return np.arange(self.tokens.shape[1]) < self.filled[:, None]

@@ -43,7 +43,6 @@ def inside(arguments, checkpoint):
     job, engine = build_engine(arguments)
     read_state(checkpoint, engine.state())
     batch = micro_batches(job, engine, 1)[0]
-    engine.score(batch)
     written = None
     with engine.inference() as (model, _), attending(model.config, job.skeleton.family, batch.inputs) as told:
         logits = model(**told, use_cache=False).logits.numpy()
@@ -66,6 +65,19 @@ def test_the_class_that_the_export_names_has_the_logits_of_the_run(runs, name):
     assert torch.allclose(torch.from_numpy(logits), exported, rtol=0, atol=1e-6) and exported.std() > 1e-3
     for _, _, sharded in run_ranks(inside, 2, arguments, checkpoint):
         assert sharded == written, "what is written does not depend on the strategy"
+
+
+def generated(arguments):
+    """On a rank: what a model writes that has not been called before."""
+    _, engine = build_engine(arguments)
+    with engine.inference() as (model, more):
+        return model.generate(torch.tensor([[5, 6, 7, 8]]), max_new_tokens=6, do_sample=False, **more).tolist()
+
+
+@pytest.mark.parametrize("name", some(["t5", "bart", "two berts"]))
+def test_a_sharded_model_writes_before_anything_else(task, name):
+    (alone,) = run_ranks(generated, 1, last_wins([*task(name), "+strategy=single"]))
+    assert run_ranks(generated, 2, last_wins([*task(name), "+strategy=fsdp"])) == [alone, alone]
 
 
 @pytest.mark.parametrize("name", some(["t5", "bart", "two berts"]))

@@ -92,6 +92,14 @@ def test_bf16_stays_near_one_rank(task, tmp_path, one_rank, family, strategy, ra
     assert_same_curve(train_curve(arguments, tmp_path / "run", ranks), one_rank(family, "precision=bf16"), loss=1e-2, grad_norm=5e-2)
 
 
+@pytest.mark.parametrize("strategy", ["single", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["roberta", "t5", pytest.param("bart spans", marks=pytest.mark.slow)])
+def test_eager_attention_has_the_curve_of_sdpa_in_bf16(task, tmp_path, one_rank, family, strategy):
+    more = ["precision=bf16", "model.attention=eager", f"strategy={strategy}"]
+    curve = train_curve([*task(family), *more], tmp_path / "run", 1)
+    assert_same_curve(curve, one_rank(family, "precision=bf16"), loss=1e-2, grad_norm=5e-2)
+
+
 @pytest.mark.parametrize(
     "more",
     [

@@ -23,7 +23,9 @@ def load_model(checkpoint: Path) -> PreTrainedModel:
     tensors = read_tensors(checkpoint, "model.")
     missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     computed = {name for name, _ in model.named_buffers()}
-    assert not unexpected and set(missing) <= tied.keys() | computed, f"checkpoint and model disagree: missing {missing}, unexpected {unexpected}"
+    assert not unexpected and set(missing) <= tied.keys() | computed, (
+        f"checkpoint and model disagree: missing {missing}, unexpected {unexpected}"
+    )
     model.tie_weights()
     return model.eval()
 

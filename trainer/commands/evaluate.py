@@ -58,9 +58,9 @@ def run(request: Request, launch: Launch) -> int:
         agreement = Agreement(store, launch.rank, launch.world_size)
         if request.config is not None:
             config = request.config
-            _evaluate(request.settings.to, _together(agreement, lambda: open_job(config, launch)), None, None)
+            _evaluate(request, _together(agreement, lambda: open_job(config, launch)), None, None)
         else:
-            _evaluate(request.settings.to, *_open_checkpoint(request, launch, agreement))
+            _evaluate(request, *_open_checkpoint(request, launch, agreement))
     except Failure as failure:
         if failure.speaker is None:  # found by every rank
             failure.speaker = launch.rank == 0
@@ -179,8 +179,9 @@ def scoring_only(job: Job) -> Job:
     return replace(job, config=replace(job.config, strategy=_ScoringOnly(job.config.strategy)))
 
 
-def _evaluate(to: str | None, job: Job, checkpoint: Path | None, state: RunState | None) -> None:
+def _evaluate(request: Request, job: Job, checkpoint: Path | None, state: RunState | None) -> None:
     """Everything behind the gates."""
+    to = request.settings.to
     held_out = {name: len(samples) for name, samples in job.corpus.samples("validation").parts.items()}
     if not sum(held_out.values()):
         raise Refused("There is nothing to evaluate on, because no sample is held out: raise data.validation_fraction.")
@@ -200,6 +201,8 @@ def _evaluate(to: str | None, job: Job, checkpoint: Path | None, state: RunState
         **facts,
         "samples": f"{taken:,} of {sum(held_out.values()):,} held out (train.evaluate_samples={most})",
     }
+    if written := _written(job, held_out):
+        facts["written"] = f"targets for {written:,} of them are compared (train.evaluate_generate={job.config.train.evaluate_generate})"
     print_facts(job.console, "isotrain evaluate", facts)
     evaluator = build_evaluator(job, engine)
     assert evaluator is not None, "something is held out"
@@ -207,8 +210,16 @@ def _evaluate(to: str | None, job: Job, checkpoint: Path | None, state: RunState
     engine.close()
     _print(job, evaluation)
     if to and job.launch.rank == 0:
-        _write(Path(to), {"weights": source, "step": state.step if state else None, "num_samples": taken}, evaluation)
+        _write(
+            Path(to), {"weights": source, "step": state.step if state else None, "num_samples": taken, "num_written": written}, evaluation
+        )
         job.say(f"written to {to}")
+
+
+def _written(job: Job, held_out: dict[str, int]) -> int:
+    """For how many samples a model that writes does so; 0: it does not."""
+    train, writes = job.config.train, getattr(job.config.objective, "writes", False)
+    return sum(min(train.evaluate_generate, train.evaluate_samples, size) for size in held_out.values()) if writes else 0
 
 
 def _classes(job: Job, checkpoint: Path | None) -> dict[str, str]:

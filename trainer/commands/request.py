@@ -105,7 +105,10 @@ def config_of(checkpoint: Path, arguments: Sequence[str], world_size: int, confi
         raise Refused(findings.sentences)
     trained = from_yaml((checkpoint / "config.yaml").read_text(encoding="utf-8"))
     config = replace(
-        trained, checkpoint=CheckpointConfig(), run=replace(trained.run, dir=None), train=replace(trained.train, stop_after=None)
+        trained,
+        checkpoint=CheckpointConfig(),
+        run=replace(trained.run, dir=None, device=None),
+        train=replace(trained.train, stop_after=None),
     )
     groups: dict[str, list[str]] = {group: [] for group in (*schemas(), *GLOBAL)}
     valid = [override for override in overrides if override.valid]

@@ -44,7 +44,7 @@ def show(job: Job, number: int) -> None:
 
 
 def _samples(job: Job) -> Iterator[tuple[Batch, Samples, int]]:
-    """Yields (batch, samples, row) of each sample as one rank gets it: a row's width, on which random masks depend, is that of its step."""
+    """Yields (batch, samples, row) of each sample as one rank gets it, as wide as its step makes it."""
     config, corpus, collate = job.config, job.corpus, collator(job)
     collated: list[Samples] = []
 

@@ -102,6 +102,7 @@ class NativeEngine:
     def inference(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Yields the transformers model and what ``generate`` must be told: sharded ranks have to take the same number of steps."""
         with torch.no_grad(), self._evaluating():
+            self._parts.gather_root()  # an encoder-decoder's ``generate`` calls the encoder past the root, which would gather its own
             yield self._parts.model, {"synced_gpus": self._world_size > 1}
 
     def state(self) -> dict[str, Tensor]:

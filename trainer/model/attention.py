@@ -79,19 +79,22 @@ def attends_fully(config: PreTrainedConfig) -> bool:
 
 
 @contextmanager
-def attending(config: PreTrainedConfig, family: Family, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def attending(
+    config: PreTrainedConfig, family: Family, inputs: dict[str, Tensor], dtype: torch.dtype = torch.float32
+) -> Iterator[dict[str, Tensor]]:
     """Yields what the model is to be called with while inside, so that documents stay apart and padding is not seen.
 
     Args:
         config: the model's.
         family: the model's.
         inputs: with ``position_ids`` (B, L) where, and only where, rows are packed, and ``lengths`` (B,) where they are padded.
+        dtype: of the attention scores.
     """
     told = {name: tensor for name, tensor in inputs.items() if name != "lengths"}
     if "attention_mask" in told:
         yield told
     elif not family.causal:
-        yield told | _seen_both_ways(config, family, inputs)
+        yield told | _seen_both_ways(config, family, inputs, dtype)
     elif not attends_fully(config):
         yield told
     elif "position_ids" in told:
@@ -101,7 +104,7 @@ def attending(config: PreTrainedConfig, family: Family, inputs: dict[str, Tensor
             yield told
 
 
-def _seen_both_ways(config: PreTrainedConfig, family: Family, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def _seen_both_ways(config: PreTrainedConfig, family: Family, inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The positions of a model whose ``input_ids`` see each other both ways, and its mask; none where all rows are full and plain."""
     positions, lengths = inputs.get("position_ids"), inputs.get("lengths")
     told: dict[str, Tensor] = {}
@@ -115,6 +118,6 @@ def _seen_both_ways(config: PreTrainedConfig, family: Family, inputs: dict[str, 
         slots = torch.arange(inputs["input_ids"].shape[1], device=inputs["input_ids"].device)
         told["position_ids"] = slots[None] + family.offset(config)
     if "attention_mask" in told and config._attn_implementation != "sdpa":  # the others add their mask to the scores
-        hidden = torch.finfo(torch.float32).min
-        told["attention_mask"] = torch.zeros((), device=told["attention_mask"].device).where(told["attention_mask"], hidden)
+        seen = torch.zeros((), dtype=dtype, device=told["attention_mask"].device)
+        told["attention_mask"] = seen.where(told["attention_mask"], torch.finfo(dtype).min)
     return told

@@ -37,7 +37,7 @@ class Family:
         name: as it appears in tables and messages.
         blocks: dotted paths of the lists of transformer blocks.
         heads: by task, as objectives name it.
-        max_positions: dotted field of the transformers config that holds the longest sequence; None: no limit.
+        max_positions: dotted fields of the transformers config that hold the longest sequence, the shortest of them counts; none: no limit.
         causal: whether a slot sees only those before it, so that neither padding nor what follows matters to it.
         first_position: field of the config above which positions begin; None: they begin at 0.
         unused: dotted paths of modules that are built but never reached by the loss; they are left out.
@@ -46,7 +46,7 @@ class Family:
     name: str
     blocks: tuple[str, ...]
     heads: dict[str, Head]
-    max_positions: str | None
+    max_positions: tuple[str, ...]
     causal: bool = False
     first_position: str | None = None
     unused: tuple[str, ...] = ()
@@ -66,23 +66,22 @@ class Family:
 
     def longest(self, config: PreTrainedConfig) -> int | None:
         """The longest sequence that a model of this config takes; None: any."""
-        if self.max_positions is None:
-            return None
-        return reduce(getattr, self.max_positions.split("."), config) - self.offset(config)
+        fields = [reduce(getattr, path.split("."), config) for path in self.max_positions]
+        return min(fields) - self.offset(config) if fields else None
 
 
 LLAMA_LIKE = Family(
     "Llama-like",
     blocks=("model.layers",),
     heads={"causal_lm": Head("lm_head"), "classification": Head(None, new=("score.",))},
-    max_positions="max_position_embeddings",
+    max_positions=("max_position_embeddings",),
     causal=True,
 )
 GPT2 = Family(
     "GPT-2",
     blocks=("transformer.h",),
     heads={"causal_lm": Head("lm_head"), "classification": Head(None, new=("score.",))},
-    max_positions="n_positions",
+    max_positions=("n_positions",),
     causal=True,
 )
 BERT = Family(
@@ -92,7 +91,7 @@ BERT = Family(
         "masked_lm": Head("cls.predictions.decoder", block="cls", new=("cls.predictions.",)),
         "classification": Head(None, new=("classifier.", "bert.pooler.")),
     },
-    max_positions="max_position_embeddings",
+    max_positions=("max_position_embeddings",),
 )
 ROBERTA = Family(
     "RoBERTa",
@@ -101,15 +100,15 @@ ROBERTA = Family(
         "masked_lm": Head("lm_head.decoder", block="lm_head", new=("lm_head.",)),
         "classification": Head(None, new=("classifier.",)),
     },
-    max_positions="max_position_embeddings",
+    max_positions=("max_position_embeddings",),
     first_position="pad_token_id",
 )
-T5 = Family("T5", blocks=("encoder.block", "decoder.block"), heads={"seq2seq": Head("lm_head")}, max_positions=None)
+T5 = Family("T5", blocks=("encoder.block", "decoder.block"), heads={"seq2seq": Head("lm_head")}, max_positions=())
 BART = Family(
     "BART",
     blocks=("model.encoder.layers", "model.decoder.layers"),
     heads={"seq2seq": Head("lm_head", bias="final_logits_bias")},
-    max_positions="max_position_embeddings",
+    max_positions=("max_position_embeddings",),
 )
 ENCODER_DECODER = Family(
     "encoder-decoder of two BERTs",
@@ -121,7 +120,7 @@ ENCODER_DECODER = Family(
             new=("decoder.cls.predictions.", ".crossattention.", "enc_to_dec_proj."),
         )
     },
-    max_positions="decoder.max_position_embeddings",
+    max_positions=("encoder.max_position_embeddings", "decoder.max_position_embeddings"),
     unused=("encoder.pooler",),
 )
 

@@ -27,16 +27,23 @@ def model_problems(
         for key, length in asked.items()
         if longest is not None and length is not None and length > longest
     ]
+    if longest is not None and (needs.target_length or 0) > longest:
+        problems.append(
+            f"Rows of data.sequence_length={sequence_length} give targets of {needs.target_length} tokens, more than the {longest} positions of the model: "
+            "lower data.sequence_length or objective.noise_density."
+        )
+    if skeleton.task == "seq2seq" and getattr(config, "decoder_start_token_id", None) is None:
+        problems.append("The model's config.json has no decoder_start_token_id, with which a decoder begins to write: add it there.")
     if vocabulary.size > config.vocab_size:
         problems.append(
             f"The tokenizer has {vocabulary.size} ids, but the model's embedding has {config.vocab_size} rows: "
             "leave data.tokenizer.path unset to use the model's own tokenizer."
         )
     elif not same_tokenizer:
-        folder = next(iter(skeleton.folders.values()))
+        folders = " and ".join(sorted({str(folder) for folder in skeleton.folders.values()}))
         problems.append(
-            f"data.tokenizer.path is not the tokenizer that model.path={folder} was trained with: its ids mean other text there. "
-            "Leave data.tokenizer.path unset to use the model's own."
+            f"The corpus' tokenizer is not the one that {folders} was trained with: its ids mean other text there. "
+            "Leave data.tokenizer.path unset to use the model's own; two models that are joined must have the same."
         )
     if "mask" in needs.special_tokens and vocabulary.mask is None:
         problems.append("The tokenizer has no mask token, which this objective hides tokens with: name another in data.tokenizer.path.")

@@ -130,7 +130,7 @@ class Scorer(nn.Module):
 
     def _outputs(self, inputs: dict[str, Tensor], asked: Asked) -> Tensor:
         with ExitStack() as stack:
-            told = stack.enter_context(attending(self.model.config, self._family, inputs))
+            told = stack.enter_context(attending(self.model.config, self._family, inputs, self._compute_dtype or torch.float32))
             if head := self._head[0]:
                 asked.bias = stack.enter_context(_taken_over(self.model, self._bias))
                 stack.enter_context(asking(head, asked))

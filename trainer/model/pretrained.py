@@ -33,7 +33,10 @@ class Pretrained(Model):
 
     def config_for(self, vocabulary: Vocabulary, folders: dict[str, Path]) -> PreTrainedConfig:
         """What the folder's config.json says."""
-        return read_config(folders[""])
+        config = read_config(folders[""])
+        if config.model_type == "encoder-decoder":
+            _complete(config, vocabulary)
+        return config
 
 
 @dataclass
@@ -72,16 +75,31 @@ class EncoderDecoder(Model):
         from transformers import EncoderDecoderConfig
 
         encoder, decoder = (read_config(folders[prefix]) for prefix in ("encoder.", "decoder."))
-        for key, config in (("encoder", encoder), ("decoder", decoder)):
-            if config.model_type != "bert":
-                raise Refused(f"model.{key} is a {config.model_type}; an encoder-decoder is made of two BERTs here. Choose another folder.")
         decoder.is_decoder = decoder.add_cross_attention = True
         joined = EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
-        joined.decoder_start_token_id, joined.pad_token_id = vocabulary.bos, vocabulary.fill
-        joined.eos_token_id = vocabulary.eos
-        joined.vocab_size = decoder.vocab_size
-        joined.tie_word_embeddings = decoder.tie_word_embeddings
+        _complete(joined, vocabulary)
         return joined
+
+
+def _complete(config: PreTrainedConfig, vocabulary: Vocabulary) -> None:
+    """Gives an encoder-decoder's config what only its parts and the tokenizer know, where it does not say it itself.
+
+    Raises:
+        Refused: a part is no BERT.
+    """
+    for part in ("encoder", "decoder"):
+        if (kind := getattr(config, part).model_type) != "bert":
+            raise Refused(f"model: the {part} is a {kind}; an encoder-decoder is made of two BERTs here. Choose another folder.")
+    known = {
+        "decoder_start_token_id": vocabulary.bos,
+        "pad_token_id": vocabulary.fill,
+        "eos_token_id": vocabulary.eos,
+        "vocab_size": config.decoder.vocab_size,
+        "tie_word_embeddings": config.decoder.tie_word_embeddings,
+    }
+    for name, value in known.items():
+        if getattr(config, name, None) is None:
+            setattr(config, name, value)
 
 
 def fetch_folder(name: str, revision: str | None, key: str) -> Path:
@@ -116,4 +134,4 @@ def read_config(folder: Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise Refused(f"model.path={folder}: its config.json cannot be used: {error}") from error
+        raise Refused(f"{folder}: its config.json cannot be used: {error}") from error

@@ -86,6 +86,7 @@ def build_skeleton(
     family.head(task)
     if label_kind is not None:
         names = labels or ("value",)
+        _require_order(config, names)
         config.problem_type = PROBLEM_TYPES[label_kind]
         config.id2label = dict(enumerate(names))
         config.label2id = {name: number for number, name in enumerate(names)}
@@ -93,7 +94,21 @@ def build_skeleton(
             config.pad_token_id = vocabulary.fill  # decoders find a row's end by it
     with torch.device("meta"):
         built = build_model(config, task, attn_implementation=model.attention)
+    if vocabulary.pad is None and not folders:  # then another token fills up rows, which is learned like any
+        for module in built.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.padding_idx = None
     return Skeleton(built, family, task, folders)
+
+
+def _require_order(config: PreTrainedConfig, names: tuple[str, ...]) -> None:
+    """Refuses data whose classes are those that a folder tells apart, but in another order: its head would take one for another."""
+    theirs = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+    if theirs != names and set(theirs) == set(names):
+        raise Refused(
+            f"The model's config.json counts its classes as {', '.join(theirs)}, but data.label in sorted order is {', '.join(names)}: "
+            "rename the classes of one of them."
+        )
 
 
 def build_model(config: PreTrainedConfig, task: str, **options: str) -> PreTrainedModel:

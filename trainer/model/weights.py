@@ -138,7 +138,7 @@ class FromSafetensors:
                 self.new.append(name)
             elif stored is None:
                 yield f"{part.named}: its safetensors hold no '{name}'."
-            elif (shape := part.shape(stored)) != tuple(parameter.shape) and may_be_new:
+            elif (shape := part.shape(stored)) != tuple(parameter.shape) and may_be_new and skeleton.task == "classification":
                 self.new.append(name)  # a head for other classes
             elif shape != tuple(parameter.shape):
                 asked = tuple(parameter.shape)

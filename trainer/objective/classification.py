@@ -86,6 +86,11 @@ class Classification:
                 "accuracy": judge.multiclass_accuracy(logits, labels, average="micro", **many),
                 "f1_macro": judge.multiclass_f1_score(logits, labels, average="macro", **many),
             }
+        elif self.kind == "multi_label" and logits.shape[1] == 1:  # what the others refuse
+            told = {
+                "exact_match": judge.binary_accuracy(logits.sigmoid(), labels.long()),
+                "f1": judge.binary_f1_score(logits.sigmoid(), labels.long()),
+            }
         elif self.kind == "multi_label":
             many = {"num_labels": logits.shape[1]}
             told = {

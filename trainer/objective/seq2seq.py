@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -56,6 +57,7 @@ class Seq2Seq:
         """``loss`` in nats per target token, its ``perplexity``, and how the written targets compare with the true ones.
 
         ``rouge_l`` is the mean F-measure of the longest common subsequence of words (Lin, 2004), ``exact_match`` the share of equal texts.
+        The true targets are those of the corpus: what is longer than ``data.target_length`` is cut in both.
         """
         told = {"loss": means["nll"], "perplexity": perplexity(means["nll"])}
         if not outputs.texts:
@@ -63,9 +65,14 @@ class Seq2Seq:
         from torchmetrics.functional.text import rouge_score
 
         # Lists: of a tuple it would take each reference for many references of one character.
-        rouge = rouge_score(list(outputs.texts), list(outputs.references), rouge_keys="rougeL")
+        rouge = rouge_score(list(outputs.texts), list(outputs.references), tokenizer=_words, normalizer=str.lower, rouge_keys="rougeL")
         same = sum(text.strip() == reference.strip() for text, reference in zip(outputs.texts, outputs.references, strict=True))
         return told | {"rouge_l": float(rouge["rougeL_fmeasure"]), "exact_match": same / len(outputs.texts)}
+
+
+def _words(text: str) -> list[str]:
+    """Words in any script; torchmetrics' own tokenizer knows only a to z and digits."""
+    return re.findall(r"\w+", text)
 
 
 def shifted(tokens: np.ndarray, context: Context) -> np.ndarray:

@@ -25,7 +25,9 @@ class SpanCorruption:
     def needs(self, sequence_length: int, target_length: int | None) -> Needs:
         """Documents, in rows of just so many tokens that what is left of them, with sentinels and end, is ``sequence_length``."""
         raw = self.raw_length(sequence_length)
-        return Needs({"text": Window(raw, raw)}, special_tokens=("sentinels",), num_sentinels=self._noise(raw)[1])
+        return Needs(
+            {"text": Window(raw, raw)}, special_tokens=("sentinels",), num_sentinels=self._noise(raw)[1], target_length=self.lengths(raw)[1]
+        )
 
     def raw_length(self, sequence_length: int) -> int:
         """The most tokens whose corrupted form fits into ``sequence_length``: 568 for 512 at the defaults."""

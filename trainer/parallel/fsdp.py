@@ -43,3 +43,10 @@ def accumulating(model: nn.Module, is_last: bool) -> AbstractContextManager[None
     assert isinstance(model, FSDPModule)
     model.set_requires_gradient_sync(is_last)
     return nullcontext()
+
+
+def gather_root(model: nn.Module) -> None:
+    """Gathers the parameters outside of blocks until the next backward."""
+    assert isinstance(model, FSDPModule)
+    model._get_fsdp_state()._lazy_init()  # else the first block that is called would take itself for the root
+    model.unshard()

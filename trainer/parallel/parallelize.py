@@ -33,6 +33,7 @@ class Parallelized:
         trained: what to call in training: ``scorer``, or its replicated form.
         accumulating: context for the forward and backward of a micro-batch, told whether it is the step's last.
         optimizer: over the model's parameters.
+        gather_root: makes what lies outside of blocks whole, before the model's parts are called one by one.
         rehearses: whether the first backward must be one that does not count, because later ones add up in another order.
     """
 
@@ -41,6 +42,7 @@ class Parallelized:
     trained: nn.Module
     accumulating: Callable[[bool], AbstractContextManager[None]]
     optimizer: torch.optim.Optimizer
+    gather_root: Callable[[], None]
     rehearses: bool
 
 
@@ -69,7 +71,15 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
         trained = ddp.replicate(scorer, mesh["replicate"], layout.bucket_mb)
         accumulating = partial(ddp.accumulating, trained)
 
-    return Parallelized(model, scorer, trained, accumulating, job.make_optimizer(named_owners(model)), rehearses=trained is not scorer)
+    return Parallelized(
+        model,
+        scorer,
+        trained,
+        accumulating,
+        job.make_optimizer(named_owners(model)),
+        gather_root=partial(fsdp.gather_root, model) if layout.fully_shard else lambda: None,
+        rehearses=trained is not scorer,
+    )
 
 
 def _allocate(model: nn.Module, tied: dict[str, str], device: torch.device, parameters_on: torch.device | str) -> None:

@@ -175,3 +175,12 @@ def test_a_folder_of_an_unknown_family_is_a_sentence(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "albert"}))
     with pytest.raises(Refused, match=r"'albert' is not supported; supported are bart, bert, encoder-decoder"):
         build_skeleton(Pretrained(path=str(tmp_path)), "masked_lm", VOCABULARY, {"": tmp_path})
+
+
+def test_classes_in_another_order_than_the_folders_are_refused(tmp_path):
+    """A head that was trained would take one class for another."""
+    first = build_skeleton(Bert(num_layers=1, hidden_size=16, num_heads=2), "classification", VOCABULARY, {}, ("bad", "good"), "class")
+    first.model.config.save_pretrained(tmp_path)
+    build_skeleton(Pretrained(path=str(tmp_path)), "classification", VOCABULARY, {"": tmp_path}, ("bad", "good"), "class")
+    with pytest.raises(Refused, match="counts its classes as bad, good, but data.label in sorted order is good, bad"):
+        build_skeleton(Pretrained(path=str(tmp_path)), "classification", VOCABULARY, {"": tmp_path}, ("good", "bad"), "class")
