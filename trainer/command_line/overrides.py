@@ -16,6 +16,7 @@ from trainer.schema import Leaf
 
 _OVERRIDE = re.compile(r"(?P<prefix>\+\+|\+|)(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
 _WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
+_WANTED_IN_LIST = {"list[int]": "a list of whole numbers, such as [1, 2]", "list[str]": "a list, such as [a, b]"}
 
 
 @dataclass
@@ -121,7 +122,8 @@ def set_value(tree: DictConfig, leaf: Leaf, value: Any, typed: str, source: str 
         A sentence that says why the value is refused, or None.
     """
     if "${" in typed:
-        return f"{leaf.key}={typed}{source} holds an interpolation; values are taken as they are written: put the value itself."
+        template = " In a template of columns, write \\x24 for a dollar before a brace." if leaf.key.startswith("data.") else ""
+        return f"{leaf.key}={typed}{source} holds an interpolation; values are taken as they are written: put the value itself.{template}"
     try:
         OmegaConf.update(tree, leaf.key, value)
     except OmegaConfBaseException:
@@ -130,7 +132,8 @@ def set_value(tree: DictConfig, leaf: Leaf, value: Any, typed: str, source: str 
 
 
 def _wrong_type(leaf: Leaf, typed: str, source: str) -> str:
-    wanted = _WANTED.get(leaf.type, leaf.type.__name__) + (" or null" if leaf.optional else "")
+    wanted = _WANTED_IN_LIST.get(str(leaf.field.type)) or _WANTED.get(leaf.type, leaf.type.__name__)
+    wanted += " or null" if leaf.optional else ""
     return f"{leaf.key}={typed}{source} is not {wanted}{did_you_mean(_repaired(leaf, typed))}"
 
 
@@ -148,7 +151,7 @@ def _read(text: str, leaf: Leaf) -> Any:
 
 def _repaired(leaf: Leaf, text: str) -> str | None:
     """The override with the value that was probably meant, where that is plain."""
-    if leaf.type is list and "[" not in text:
+    if leaf.type is list and "[" not in text and (str(leaf.field.type) != "list[int]" or re.fullmatch(r"[0-9, ]+", text)):
         return f"{leaf.key}=[{text}]"
     if leaf.type is int:
         try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.data.records import COMPRESSED, LONGEST, RecordFiles, Row, opened, read_lines, too_long
+from trainer.data.records import COMPRESSED, LONGEST, RecordFiles, Row, format_suffix, opened, read_lines, too_long
 from trainer.data.sources import Skipped
 from trainer.data.templates import BadRecord
 from trainer.errors import Refused
@@ -22,7 +22,7 @@ class CsvFiles(RecordFiles):
     """Cells between delimiters, as RFC 4180 has them. Blank lines are no records.
 
     Attributes:
-        delimiter: one character; None: a tab in files called ``.tsv`` or ``.tab``, else a comma.
+        delimiter: one character; None: a tab in files whose names end in ``.tsv`` or ``.tab``, else a comma.
         quote: one character; None: quotes are text.
         skip_rows: lines to leave out, counted from 1.
         names: of the columns; empty: the first line that is not left out holds them.
@@ -37,7 +37,7 @@ class CsvFiles(RecordFiles):
         """See ``RecordFiles.rows``; a row is called ``FILE:LINE`` by its first line."""
         # The module's own limit, 128 KiB for the whole process, is less than one long document.
         csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
-        delimiter = self.delimiter or ("\t" if {".tsv", ".tab"} & set(path.suffixes) else ",")
+        delimiter = self.delimiter or ("\t" if format_suffix(path) in (".tsv", ".tab") else ",")
         with opened(path) as stream:
             lines = _CsvLines(read_lines(stream, path), frozenset(self.skip_rows))
             if self.quote is None:

@@ -25,7 +25,8 @@ class HubShards:
         split: which one.
         rows: ``datasets.IterableDataset``, with its files as shards.
         classes: columns whose numbers stand for names (``datasets.ClassLabel``).
-        files: what each of its files is known by: an address with the commit, or a name and size.
+        files: its files: a name below the set's folder and a path, of one that is here; an address with the commit, of a remote one.
+        chosen: which configuration and revision were asked for.
         columns: which columns make a record.
     """
 
@@ -33,7 +34,8 @@ class HubShards:
     split: str
     rows: Any
     classes: dict[str, Any]
-    files: tuple[Any, ...]
+    files: tuple[tuple[str, Path] | str, ...]
+    chosen: tuple[str | None, str | None]
     columns: Columns
 
     @property
@@ -42,8 +44,12 @@ class HubShards:
         return self.rows.num_shards
 
     def settings(self) -> list[Any]:
-        """See ``Shards.settings``."""
-        return ["hub", self.split, str(self.columns), list(self.files) or self.root]
+        """See ``Shards.settings``: names and sizes stand for what files hold that are here."""
+        return self._settings([file if isinstance(file, str) else [file[0], file[1].stat().st_size] for file in self.files])
+
+    def _settings(self, files: list[Any]) -> list[Any]:
+        # A builder that names no files is known by its name and by what was asked for.
+        return ["hub", self.split, str(self.columns), self.chosen[0], files or [self.root, self.chosen[1]]]
 
     def read_on(self, shard: int, place: Any = None) -> Iterator[Placed]:
         """See ``Shards.read_on``: a place is the number of a row and the state that ``datasets`` keeps.
@@ -67,8 +73,9 @@ class HubShards:
             ) from error
 
     def digest(self, index: StatIndex) -> str:
-        """See ``Source.digest``."""
-        return hash_settings({"hub": self.settings()})
+        """See ``Source.digest``: by content where the files are here, by address and commit where they are not."""
+        files = [file if isinstance(file, str) else [file[0], index.digest(file[1])] for file in self.files]
+        return hash_settings({"hub": self._settings(files)})
 
     def num_bytes(self) -> int:
         """Not known before it is read."""
@@ -106,19 +113,28 @@ def stream_hub(name: str, config: str | None, splits: list[str], revision: str |
         found = builder.as_streaming_dataset()
     require_splits(name, splits, found)
     files = builder.config.data_files or {}
-    return [_shards(f"hub data set {name}", split, found[split], files.get(split, ()), columns) for split in splits]
+    opened = []
+    for split in splits:
+        known = tuple(_known_by(Path(name), file) for file in files.get(split, ()))
+        opened.append(_shards(f"hub data set {name}", split, found[split], known, (config, revision), columns))
+    return opened
 
 
-def _shards(root: str, split: str, rows: Any, files: Any, columns: Columns) -> HubShards:
+def _shards(
+    root: str, split: str, rows: Any, files: tuple[tuple[str, Path] | str, ...], chosen: tuple[str | None, str | None], columns: Columns
+) -> HubShards:
     names = rows.column_names
     if names is not None:
         columns.check(names, f"{root} ({split})")
         rows = rows.select_columns(top_level(columns, names))
     classes = {column: kind for column, kind in (rows.features or {}).items() if hasattr(kind, "int2str")}
-    return HubShards(root, split, rows, classes, tuple(_known_by(file) for file in files), columns)
+    return HubShards(root, split, rows, classes, files, chosen, columns)
 
 
-def _known_by(file: str) -> Any:
-    """The address of a remote file, which holds its commit; name and size of one that is here."""
+def _known_by(folder: Path, file: str) -> tuple[str, Path] | str:
+    """Of a file that is here, its name below the set's folder, the same on every machine, and its path; else its address."""
     path = Path(file)
-    return [path.name, path.stat().st_size] if path.is_file() else file
+    if not path.is_file():
+        return file
+    place, inside = path.absolute(), folder.expanduser().resolve()  # a file may be a link to elsewhere, as in the hub's cache
+    return (place.relative_to(inside) if place.is_relative_to(inside) else place).as_posix(), path

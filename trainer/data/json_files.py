@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.data.records import BYTE_ORDER_MARK, COMPRESSED, Placed, RecordFiles, Row, lines_behind, opened, read_lines, too_long
+from trainer.data.records import (
+    BYTE_ORDER_MARK,
+    COMPRESSED,
+    Placed,
+    RecordFiles,
+    Row,
+    format_suffix,
+    lines_behind,
+    opened,
+    read_lines,
+    too_long,
+)
 from trainer.data.sources import Skipped
 from trainer.data.templates import BadRecord
 from trainer.errors import Refused
@@ -25,7 +37,7 @@ class JsonFiles(RecordFiles):
     def rows(self, name: str, path: Path, skipped: Skipped) -> Iterator[tuple[str, Row]]:
         """See ``RecordFiles.rows``; a row is called ``FILE:LINE``."""
         with opened(path) as stream:
-            if ".json" in path.suffixes and _is_array(stream):
+            if _is_array(stream, path):
                 yield from _good(_array(name, path, stream), skipped)
                 return
             yield from _good(((f"{name}:{number}", line) for number, line in read_lines(stream, path)), skipped)
@@ -33,7 +45,7 @@ class JsonFiles(RecordFiles):
     def read_on(self, name: str, path: Path, place: Any = None) -> Iterator[Placed]:
         """See ``RecordFiles.read_on``; a place is a line's number and end, to which a file that is not compressed leaps."""
         with opened(path) as stream:
-            if ".json" in path.suffixes and _is_array(stream):
+            if _is_array(stream, path):
                 yield from super().read_on(name, path, place)
                 return
             for number, end, line in lines_behind(stream, path, *(place or ())):
@@ -46,14 +58,18 @@ class JsonFiles(RecordFiles):
 
 
 class _Repeated(dict):
-    """An object in which a key stands twice, or which holds such an object."""
+    """An object in which a key stands twice, or which holds such an object, also in a list."""
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    if len(found) < len(pairs) or any(type(value) is _Repeated for value in found.values()):
+    if len(found) < len(pairs) or any(map(_repeats, found.values())):
         return _Repeated(found)
     return found
+
+
+def _repeats(value: Any) -> bool:
+    return type(value) is _Repeated or (type(value) is list and any(map(_repeats, value)))
 
 
 def _good(items: Iterable[tuple[str, Any]], skipped: Skipped) -> Iterator[tuple[str, Row]]:
@@ -105,10 +121,19 @@ def _parse(line: bytes) -> Any:
     return () if value is None else value
 
 
-def _is_array(stream: IO[bytes]) -> bool:
+def _is_array(stream: IO[bytes], path: Path) -> bool:
+    """Whether a file holds one array, as only one called ``.json`` may.
+
+    Raises:
+        Refused: it begins as an array of objects, and its name says an object a line.
+    """
     start = stream.read(1 << 12).removeprefix(BYTE_ORDER_MARK).lstrip()
     stream.seek(0)
-    return start.startswith(b"[")
+    if format_suffix(path) == ".json":
+        return start.startswith(b"[")
+    if re.match(rb"\[\s*\{", start):
+        raise Refused(f"{path} begins as one JSON array of objects, but its name says an object a line. If it is an array: call it .json.")
+    return False
 
 
 def _array(name: str, path: Path, stream: IO[bytes]) -> Iterator[tuple[str, Any]]:

@@ -53,7 +53,9 @@ class Records(Streamed):
         named = self._named()
         label, group = needs.label and Template.parse(*named["label"]), self.group and Template.parse(*named["group"])
         texts = {field: Template.parse(*named[field]) for field in needs.fields}
-        return Columns(texts, label or None, needs.label, self.label_separator or None, group or None)
+        # What is not read must not decide which corpus it is.
+        separator = self.label_separator if needs.label == "classes" else None
+        return Columns(texts, label or None, needs.label, separator or None, group or None)
 
     def problems(self) -> Iterator[str]:
         """See ``Data.problems``: every template is read, used or not."""
@@ -123,8 +125,10 @@ class FileRecords(Records):
         if both := {path.resolve() for path in held_out} & {path.resolve() for path in paths}:
             raise Refused(f"data.path and data.validation_path both hold {min(both)}. Take it out of one of them.")
         files = [(name, path, "train") for name, path in named_files(folder, paths)]
-        files += [(f"validation/{name}", path, "validation") for name, path in named_files(held_out_root, held_out)]
-        return root, tuple(files)
+        prefix = "validation"
+        while any(name.startswith(f"{prefix}/") for name, _, _ in files):  # a folder may have one of its own
+            prefix += " held out"
+        return root, (*files, *((f"{prefix}/{name}", path, "validation") for name, path in named_files(held_out_root, held_out)))
 
 
 @dataclass
@@ -229,6 +233,13 @@ class Hub(Records):
     def problems(self) -> Iterator[str]:
         """See ``Data.problems``."""
         yield from super().problems()
+        for key, meant in (
+            ("name", "OWNER/NAME on the hub, or a folder"),
+            ("split", "such as train"),
+            ("validation_split", "or leave it out"),
+        ):
+            if (value := getattr(self, key)) is not None and not value.strip():
+                yield f"data.{key} is empty: name one, {meant}."
         yield from _held_out_twice(self, "validation_split", self.validation_split)
         if self.split == self.validation_split:
             yield f"data.split and data.validation_split are both {self.split}: hold out another, or leave data.validation_split out."

@@ -123,6 +123,15 @@ class _Broken(Skipped):
         return faults
 
 
+class _Waiting(NamedTuple):
+    """A row without a column that no row has had so far."""
+
+    label: str
+    reason: str
+    detail: str
+    absent: str
+
+
 def to_records(columns: Columns, rows: Iterable[tuple[str, Row, str | None]], skipped: Skipped, root: str) -> Iterator[Record]:
     """Turns rows into records.
 
@@ -139,31 +148,44 @@ def to_records(columns: Columns, rows: Iterable[tuple[str, Row, str | None]], sk
         Refused: no row has a column, there is no row, or more are bad than ``skipped`` allows.
     """
     unseen = set(columns.names)
-    waiting: list[tuple[str, BadRecord, Row]] = []
+    waiting: list[_Waiting] = []
+    first_row: dict[str, list[str]] = {}  # an unseen column: the columns of the first row that waits for it
     num_rows = 0
     for label, row, split in rows:
         num_rows += 1
-        unseen = set(absent_columns(row, unseen)) if unseen else unseen
-        for earlier, fault, _ in [item for item in waiting if item[1].absent not in unseen]:
-            skipped.add(earlier, fault.reason, fault.detail)
-        waiting = [item for item in waiting if item[1].absent in unseen]
+        if unseen and (left := set(absent_columns(row, unseen))) != unseen:
+            unseen = left
+            for earlier in waiting:
+                if earlier.absent not in unseen:
+                    skipped.add(earlier.label, earlier.reason, earlier.detail)
+            waiting = [earlier for earlier in waiting if earlier.absent in unseen]
         try:
             record = columns.record(label, row, split)
         except BadRecord as bad:
-            if bad.absent not in unseen:
+            if bad.absent is None or bad.absent not in unseen:
                 skipped.add(label, bad.reason, bad.detail)
                 continue
-            waiting.append((label, bad, row))
+            # Not the exception itself, which holds the row.
+            waiting.append(_Waiting(label, bad.reason, bad.detail, bad.absent))
+            first_row.setdefault(bad.absent, list(row))
             if len(skipped.reasons) + len(waiting) > skipped.limit:
                 break
         else:
             yield record
     if waiting:
-        label, fault, row = waiting[0]
-        template = next(template for template in columns.templates if fault.absent in template.columns)
-        raise unknown_column(template, fault.absent or "", list(row), f"{root} ({label})")
+        absent = waiting[0].absent
+        template = next(template for template in columns.templates if absent in template.columns)
+        raise unknown_column(template, absent, first_row[absent], f"{root} ({waiting[0].label})")
     if num_rows == 0 and not skipped.reasons:
         raise Refused(f"{root} holds no records: nothing is in it. Check data.path.")
+
+
+def format_suffix(path: Path) -> str:
+    """What a file's name ends in, in lower case, before what says how it is compressed."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
 
 
 @contextmanager
@@ -175,7 +197,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """
     import fsspec
 
-    packed = "infer" if path.suffix in COMPRESSED else None
+    packed = "infer" if path.suffix.lower() in COMPRESSED else None
     try:
         with fsspec.filesystem("file").open(str(path.absolute()), "rb", compression=packed) as stream:
             yield stream

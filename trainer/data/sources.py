@@ -43,6 +43,9 @@ TEXT_SUFFIXES = frozenset(
 )
 """What a folder given as ``data.path`` contributes; anything else is named by a glob pattern."""
 
+_CUT = {"file": "file", "line": "line", "paragraph": "paragraph 2"}
+"""How documents are cut, as digests name it: another number where other text comes out of the same files."""
+
 _NOT_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
 _NAMED_IN_LOG = 3
 
@@ -108,7 +111,8 @@ class Files:
     Attributes:
         root: where the files are, in words for messages and to name their index.
         files: (name, path) of each file; the name is the same on every machine and gives the order.
-        document: what one document is: a whole ``file``, a ``line`` or a ``paragraph`` (lines between blank ones).
+        document: what one document is: a whole ``file``, a ``line`` or a ``paragraph`` (lines between blank ones,
+            joined by line feeds and without one at the end, so that equal paragraphs are equal texts wherever they stand).
     """
 
     root: str
@@ -117,7 +121,7 @@ class Files:
 
     def digest(self, index: StatIndex) -> str:
         """SHA-256 over the names and contents of all files and over how they are cut."""
-        return digest_files(self.document, self.files, index)
+        return digest_files(_CUT[self.document], self.files, index)
 
     def num_bytes(self) -> int:
         """Size of all files that can be read, for the progress bar."""
@@ -191,7 +195,7 @@ def find_files(key: str, pattern: str, suffixes: Collection[str], holding: str) 
         holding: what the files should hold, for messages.
 
     Returns:
-        The folder that all are below, and the files.
+        The folder that all are below, and the files, each once.
 
     Raises:
         Refused: nothing is there.
@@ -205,7 +209,7 @@ def find_files(key: str, pattern: str, suffixes: Collection[str], holding: str) 
     else:
         found = [Path(item) for item in glob.glob(str(path), recursive=True)]
         root = Path(os.path.commonpath([item.parent for item in found])) if found else path
-    found = [item for item in found if not item.is_dir()]
+    found = sorted({item for item in found if not item.is_dir()})  # a pattern with two ** comes to a file in several ways
     if not found:
         looked_for = (
             f"files that end in {', '.join(sorted(suffixes))}" if path.is_dir() else "a file or folder, or files that match the pattern"
@@ -245,7 +249,12 @@ def _cut(path: Path, document: str) -> Iterator[bytes]:
             if line.strip():
                 paragraph.append(line)
             elif paragraph:
-                yield b"".join(paragraph)
+                yield _joined(paragraph)
                 paragraph = []
         if paragraph:
-            yield b"".join(paragraph)
+            yield _joined(paragraph)
+
+
+def _joined(lines: list[bytes]) -> bytes:
+    """A paragraph as the same bytes, however its lines end and whether or not the last one does."""
+    return b"".join(lines).replace(b"\r\n", b"\n").rstrip(b"\r\n")

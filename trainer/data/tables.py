@@ -182,7 +182,7 @@ def _rows(batches: Iterator[Any], skipped: Skipped, name: str, number: int = 0) 
     for batch in batches:
         try:
             rows = batch.to_pylist()
-        except ValueError:  # text that is not UTF-8, a date outside the calendar: find the row
+        except (ValueError, OverflowError):  # text that is not UTF-8, a date outside the calendar, too long a time: find the row
             rows = [_one_row(batch.slice(place, 1)) for place in range(batch.num_rows)]
         for row in rows:
             number += 1
@@ -197,7 +197,7 @@ def _one_row(batch: Any) -> dict[str, Any] | BadRecord:
         return batch.to_pylist()[0]
     except UnicodeDecodeError as error:
         return BadRecord("not UTF-8", f"byte {error.start}")
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         return BadRecord("a value that cannot be read", first_line(error))
 
 

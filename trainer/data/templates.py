@@ -13,9 +13,11 @@ from trainer.command_line.suggest import did_you_mean, nearest
 from trainer.errors import Refused
 from trainer.types import Record
 
-_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\x24": "$", r"\\": "\\"}
 _NAMED_COLUMNS = 20
 _LONGEST_NAME = 1000
+_FLOAT32_MAX = 3.4028234663852886e38
+"""The largest number that a label is stored as."""
 
 
 class BadRecord(Exception):
@@ -37,7 +39,8 @@ class Template:
     r"""A column's name, or text with columns in braces: ``title``, ``meta.title``, ``Summarise: {title}\n{body}``.
 
     Dots reach into nested columns, unless a column has the whole name. Of a template, ``{{`` and ``}}`` are braces, ``\n`` is a new
-    line, ``\t`` a tab and ``\\`` a backslash, since a command line has no other way to write them.
+    line, ``\t`` a tab and ``\\`` a backslash, since a command line has no other way to write them; ``\x24`` is a dollar, because one
+    before a brace is refused as an interpolation of the config wherever it is written.
 
     Attributes:
         key: the config key, for messages.
@@ -62,7 +65,7 @@ class Template:
             raise Refused(f"{key} is empty: name a column, or write a template such as '{{title}} {{body}}'.")
         if "{" not in written and "}" not in written:
             return cls(key, written, (("", written),), plain=True)
-        unescaped = re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], written)
+        unescaped = re.sub(r"\\(?:[nt\\]|x24)", lambda match: _ESCAPES[match[0]], written)
         try:
             found = list(string.Formatter().parse(unescaped))
         except ValueError as error:
@@ -248,7 +251,7 @@ def _check_text(text: str, columns: list[str]) -> str:
 
 
 def _as_number(value: Any, named: str) -> float:
-    """A finite number, from a number or from text such as a CSV cell."""
+    """A number that float32 holds as a finite one, from a number or from text such as a CSV cell."""
     number = math.nan
     if isinstance(value, str):
         try:
@@ -259,8 +262,8 @@ def _as_number(value: Any, named: str) -> float:
         number = _to_float(value)
     else:
         raise BadRecord(f"{named} is not a number", f"it is {_kind(value)}")
-    if not math.isfinite(number):
-        raise BadRecord(f"{named} is not a finite number", f"it is {number}")
+    if not math.isfinite(number) or abs(number) > _FLOAT32_MAX:
+        raise BadRecord(f"{named} is not a finite number", f"it is {number}" + (", beyond 32 bits" if math.isfinite(number) else ""))
     return number
 
 

@@ -7,6 +7,7 @@ import json
 import lzma
 import random
 import tracemalloc
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,19 @@ import pytest
 import trainer.data.csv_files
 import trainer.data.json_files
 import trainer.data.records
+from trainer.config import from_yaml, load, to_yaml
 from trainer.data.config import Data
 from trainer.data.fingerprint import StatIndex
 from trainer.data.record_config import Csv, Jsonl
+from trainer.data.records import to_records
 from trainer.data.sources import Skipped
+from trainer.data.templates import Columns, Template
 from trainer.errors import Refused
 from trainer.types import Needs, Record, Window
 
 ROW = Window(8, 8)
 TEXT, PAIR = Needs({"text": ROW}), Needs({"source": ROW, "target": ROW}, packs=False)
-CLASS = Needs({"text": ROW}, packs=False, label="class")
+CLASS, CLASSES = Needs({"text": ROW}, packs=False, label="class"), Needs({"text": ROW}, packs=False, label="classes")
 
 
 def read(config: Data, needs: Needs = TEXT, limit: int = 0) -> list[Record]:
@@ -59,6 +63,34 @@ def test_packed_files(tmp_path, suffix, pack):
     (tmp_path / f"c.tsv{suffix}").write_bytes(pack(b"n\ttext\n1\tfour\n"))
     assert texts(Jsonl(path=str(tmp_path))) == ["one", "two", "three"]
     assert texts(Csv(path=str(tmp_path))) == ["four"]
+
+
+def test_names_end_in_any_case_and_only_their_end_counts(tmp_path):
+    (tmp_path / "A.JSONL.GZ").write_bytes(gzip.compress(b'{"text": "one"}\n'))
+    (tmp_path / "B.JSON").write_text('[{"text": "two"}]')
+    (tmp_path / "C.TSV").write_text("n\ttext\n1\tthree\n")
+    (tmp_path / "my.tab.csv").write_text("n,text\n1,four\n")
+    (tmp_path / "old.json.jsonl").write_text('[1]\n{"text": "five"}\n')
+    assert texts(Jsonl(path=str(tmp_path)), limit=1) == ["one", "two", "five"]
+    assert texts(Csv(path=str(tmp_path))) == ["three", "four"]
+
+
+def test_an_array_that_is_called_lines_is_refused(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for content in ('[{"text": "one"}]', '\ufeff\n[\n  {"text": "one"},\n  {"text": "two"}\n]\n'):
+        path.write_text(content)
+        with pytest.raises(Refused, match=r"a\.jsonl begins as one JSON array .*: call it \.json\.$"):
+            texts(Jsonl(path=str(path)), limit=9)
+        with pytest.raises(Refused, match=r": call it \.json\.$"):
+            list(Jsonl(path=str(path)).stream(TEXT)[0].read_on(0))
+
+
+@pytest.mark.parametrize("inside", ['{"a": 1, "a": 2}', '[{"a": 1, "a": 2}]', '{"b": [0, [{"a": 1, "a": 2}]]}'])
+def test_a_repeated_key_is_found_wherever_it_is(tmp_path, inside):
+    path, skipped = tmp_path / "a.jsonl", Skipped(1)
+    path.write_text(f'{{"text": "one", "meta": {inside}}}\n{{"text": "two", "meta": [{{"a": 1}}, {{"a": 1}}]}}\n')
+    assert [record.texts["text"] for record in Jsonl(path=str(path)).open(TEXT)[""].records(skipped)] == ["two"]
+    assert skipped.kinds == {"repeated key": 1}
 
 
 def test_a_folder_gives_the_files_of_its_format_in_the_order_of_names(tmp_path):
@@ -102,6 +134,34 @@ def test_a_column_that_no_record_has_is_a_wrong_setting(tmp_path, limit):
         read(Jsonl(path=path), CLASS, limit)
 
 
+def test_waiting_for_a_column_takes_linear_time_and_does_not_hold_the_rows():
+    class Counted(str):
+        hashed = 0
+
+        def __hash__(self) -> int:
+            Counted.hashed += 1
+            return super().__hash__()
+
+    number, absent = 2000, Counted("label")
+    columns = Columns({"text": Template.parse("data.text", "text")}, Template("data.label", absent, (("", absent),), True), "class")
+    rows = ((f"a:{place}", {"text": "x" * 10_000 + str(place)}, None) for place in range(number))
+    last = ("b:1", {"text": "y", "label": "z"}, None)
+    skipped = Skipped(number)
+    tracemalloc.start()
+    assert [record.name for record in to_records(columns, chain(rows, [last]), skipped, "here")] == ["b:1"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert skipped.kinds == {"without 'label'": number}
+    assert Counted.hashed < 30 * number
+    assert peak < 4_000_000 < number * 10_000
+
+
+def test_the_refusal_names_the_columns_of_the_row_that_lacks_one(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"id": 1}, {"text": "x", "id": 2}, {"text": "x", "labl": 3}])
+    with pytest.raises(Refused, match=r"data\.label=label: .*a\.jsonl:2\) has no column label; it has text, id\."):
+        read(Jsonl(path=path), CLASS, 9)
+
+
 def test_a_group_that_no_record_has_is_a_wrong_setting(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{"text": "y", "doc_id": 1}] * 3)
     with pytest.raises(Refused, match=r"data\.group=doc-id: .* did you mean data\.group=doc_id\?"):
@@ -118,6 +178,9 @@ def test_the_users_own_held_out_files(tmp_path):
         ("validation/a.jsonl:2", "validation"),
     ]
     assert [record.split for record in read(Jsonl(path=path))] == [None]
+    write_lines(tmp_path / "train" / "validation" / "a.jsonl", [{"text": "mine"}])
+    names = [record.name for record in read(Jsonl(path=str(tmp_path / "train"), validation_path=held_out))]
+    assert names == ["a.jsonl:1", "validation/a.jsonl:1", "validation held out/a.jsonl:1", "validation held out/a.jsonl:2"]
     with pytest.raises(Refused, match=r"data\.path and data\.validation_path both hold .*a\.jsonl"):
         read(Jsonl(path=str(tmp_path), validation_path=held_out))
     with pytest.raises(Refused, match=r"^data\.validation_path=.*gone\.jsonl holds no JSON"):
@@ -139,6 +202,9 @@ def test_the_digest_depends_on_all_that_decides_records(tmp_path):
         digests.append(Csv(path=table, **settings).open(TEXT)[""].digest(StatIndex(tmp_path / "index.json")))
     assert len(set(digests)) == len(digests) == 10
     assert digest() == digests[0], "the same twice"
+    assert digest(label_separator=";") == digests[0], "no label is read"
+    assert digest(CLASS, label_separator=";") == digest(CLASS), "one label is read"
+    assert digest(CLASSES, label_separator=";") != digest(CLASSES)
     write_lines(tmp_path / "a.jsonl", [{"text": "two", "label": 1}])
     assert digest() != digests[0]
 
@@ -224,3 +290,26 @@ def test_reasons_are_counted_and_sampled():
     skipped.add("b:1", "without 'text'")
     assert skipped.summary() == "4 broken JSON, 1 without 'text'"
     assert skipped.sample() == "a:0 (broken JSON: at 0), a:1 (broken JSON: at 1), a:2 (broken JSON: at 2), ..."
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("data.skip_rows=[a]", "data.skip_rows=[a] is not a list of whole numbers, such as [1, 2]."),
+        ("data.skip_rows=a", "data.skip_rows=a is not a list of whole numbers, such as [1, 2]."),
+        ("data.skip_rows=1,2", "is not a list of whole numbers, such as [1, 2]: did you mean data.skip_rows=[1,2]?"),
+        ("data.columns=id", "data.columns=id is not a list, such as [a, b]: did you mean data.columns=[id]?"),
+        ("data.text=costs ${price}", "In a template of columns, write \\x24 for a dollar before a brace."),
+    ],
+)
+def test_what_a_key_cannot_take_is_said_in_its_terms(typed, said):
+    with pytest.raises(Refused) as refused:
+        load(["data=csv", "data.path=x.csv", typed], None)
+    assert [sentence for sentence in refused.value.problems if said in sentence], refused.value.problems
+
+
+def test_a_dollar_before_a_brace_goes_through_a_runs_config_and_back():
+    config = load(["data=csv", "data.path=x.csv", r"data.text=costs \x24{price}"], None)
+    again = from_yaml(to_yaml(config))
+    assert isinstance(again.data, Csv)
+    assert Template.parse("data.text", again.data.text).text({"price": 5}) == "costs $5"

@@ -52,8 +52,22 @@ def test_documents_may_be_lines_or_paragraphs(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("one\r\ntwo é\n\n  \nthree\nfour".encode())
     assert [text for _, text in read(Text(path=str(path), document="line"))] == ["one", "two é", "three", "four"]
-    assert [text for _, text in read(Text(path=str(path), document="paragraph"))] == ["one\r\ntwo é\n", "three\nfour"]
+    assert [text for _, text in read(Text(path=str(path), document="paragraph"))] == ["one\ntwo é", "three\nfour"]
     assert [text for _, text in read(Text(path=str(path), document="file"))] == ["one\r\ntwo é\n\n  \nthree\nfour"]
+
+
+def test_equal_paragraphs_are_equal_texts_wherever_they_stand_and_however_their_lines_end(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"twin\nof mine\n\nlast")
+    (tmp_path / "b.txt").write_bytes(b"last\r\n\r\ntwin\r\nof mine")
+    (tmp_path / "c.txt").write_bytes(b"last\n\n\n twin\n")
+    found = [text for _, text in read(Text(path=str(tmp_path), document="paragraph"))]
+    assert found == ["twin\nof mine", "last", "last", "twin\nof mine", "last", " twin"]
+
+
+def test_a_pattern_with_two_ways_to_a_file_reads_it_once(tmp_path):
+    (tmp_path / "one" / "two").mkdir(parents=True)
+    (tmp_path / "one" / "two" / "a.txt").write_text("text")
+    assert read(Text(path=str(tmp_path / "**" / "**" / "*.txt"))) == [("a.txt", "text")]
 
 
 def test_blank_documents_are_no_documents(tmp_path):

@@ -15,8 +15,10 @@ from pyarrow import parquet
 import trainer
 from trainer.data.config import Data
 from trainer.data.fingerprint import StatIndex
+from trainer.data.hub_shards import HubShards
 from trainer.data.record_config import Hub, Parquet
 from trainer.data.sources import Skipped
+from trainer.data.templates import Columns, Template
 from trainer.errors import Refused
 from trainer.types import Needs, Record, Window
 
@@ -73,6 +75,17 @@ def test_a_file_that_breaks_off_inside_is_refused(tmp_path):
         read(Parquet(path=str(path)), limit=10_000)
 
 
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.duration("s"), pa.date64()], ids=str)
+def test_a_time_out_of_range_costs_its_row(tmp_path, kind):
+    times = pa.array([1, 1 << 62, None], pa.int64()).view(kind)
+    parquet.write_table(pa.table({"text": ["a", "b", "c"], "when": times}), tmp_path / "a.parquet")
+    skipped = Skipped(2)
+    records = list(Parquet(path=str(tmp_path), text="{text}{when}").open(TEXT)[""].records(skipped))
+    assert [record.texts["text"] for record in records] == ["c"]
+    assert list(skipped.reasons) == ["a.parquet:row 1", "a.parquet:row 2"]
+    assert skipped.kinds["a value that cannot be read"] == 1
+
+
 @pytest.fixture
 def hub_folder(tmp_path) -> Path:
     """A data set as the hub has it: a split per file, numbered classes with names."""
@@ -109,6 +122,42 @@ def test_the_digest_of_a_data_set_follows_its_rows_and_columns(hub_folder, tmp_p
     digests.append(digest())
     assert len(set(digests)) == 5
     assert Hub(name=str(hub_folder)).open(TEXT)[""].num_bytes() > 0
+
+
+def test_a_streamed_local_set_is_digested_by_content_and_known_by_its_files_below_the_folder(tmp_path):
+    def write(folder: str, first: str, second: str = "same") -> Path:
+        for name, text in (("train/a.jsonl", first), ("validation/a.jsonl", second)):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text(json.dumps({"text": text}) + "\n")
+        return tmp_path / folder
+
+    def held_out(folder: Path, **settings: str):
+        return Hub(name=str(folder), streaming=True, **{"validation_split": "validation"} | settings).stream(TEXT)  # type: ignore[arg-type]
+
+    def digest(folder: Path, place: int = 1) -> str:
+        return held_out(folder)[place].digest(StatIndex(tmp_path / "index.json"))
+
+    here, there = write("here", "one", "abc"), write("there", "one", "abc")
+    assert held_out(here)[0].settings()[-1] == [["train/a.jsonl", 16]]
+    before = digest(here)
+    assert digest(there) == before, "wherever the folder lies"
+    write("here", "one", "xyz")
+    assert digest(here) != before, "the same size, another content"
+    (there / "train" / "a.jsonl").rename(there / "train" / "b.jsonl")
+    assert held_out(there)[0].settings() != held_out(here)[0].settings()
+
+
+def test_a_streamed_set_without_named_files_is_known_by_what_was_asked_for():
+    columns = Columns({"text": Template.parse("data.text", "text")})
+    asked = [(None, None), ("big", None), (None, "v1")]
+    sets = [HubShards("hub data set a/b", "train", None, {}, (), chosen, columns) for chosen in asked]
+    assert len({json.dumps(shards.settings()) for shards in sets}) == 3
+
+
+@pytest.mark.parametrize("key", ["name", "split", "validation_split"])
+def test_a_blank_name_is_said_before_anything_is_opened(key):
+    config = Hub(**{"name": "a/b"} | {key: " "})
+    assert [sentence for sentence in config.problems() if sentence.startswith(f"data.{key} is empty: name one")]
 
 
 @pytest.mark.parametrize(

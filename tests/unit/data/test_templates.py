@@ -22,6 +22,7 @@ def parse(written: str) -> Template:
         (r"{title}\n{body}", "A\nb {x}"),
         ("{title}\n{body}", "A\nb {x}"),
         (r"\\n{title}\t", "\\nA\t"),
+        (r"\x24{stars} \\x24{stars}", r"$4 \x244"),
         ("{{{title}}}", "{A}"),
         ("{stars} of 5: {title}", "4 of 5: A"),
         ("{meta.title}{meta.flat}", "deepflat"),
@@ -120,6 +121,7 @@ def label(kind: str, value: object, separator: str | None = "|") -> object:
         ("classes", 2, ["2"]),
         ("number", 2, 2.0),
         ("number", "-1.5e2", -150.0),
+        ("number", 3.4028234663852886e38, 3.4028234663852886e38),
     ],
 )
 def test_labels(kind, value, expected):
@@ -146,6 +148,8 @@ def test_labels(kind, value, expected):
         ("number", "inf"),
         ("number", True),
         ("number", 10**400),
+        ("number", 1e39),
+        ("number", "-3.5e38"),
         ("number", [1]),
     ],
 )
