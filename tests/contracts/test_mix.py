@@ -1,6 +1,7 @@
 """A mix of sources: exact shares through whole runs, and nothing else different from a corpus of one source."""
 
 import json
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,10 @@ import torch
 from tests.contracts.engines import build_job
 from trainer import assembly
 from trainer.config import load
+from trainer.data import mix_config
+from trainer.data.config import Data, Text
 from trainer.data.loader import held_out_batches
+from trainer.data.mix_config import KINDS, SOURCES, Mix, add_kind
 from trainer.data.order import samples_hash
 from trainer.data.prepare import Corpus, prepare
 from trainer.errors import Refused
@@ -32,13 +36,13 @@ def folder(corpus_folder, tmp_path_factory):
     """A small source in JSON lines and a large one of text; one paragraph in three of the small one is in the large one too."""
     folder = tmp_path_factory.mktemp("sources")
     text = (corpus_folder / "calendar.py").read_text()
-    paragraphs = [part.strip("\n") + "\n" for part in text.split("\n\n") if part.strip()]  # as data.document=paragraph cuts them
+    paragraphs = [part.strip("\n") for part in text.split("\n\n") if part.strip()]  # as data.document=paragraph cuts them
     (folder / "finance.jsonl").write_text("".join(json.dumps({"body": text, "kind": i % 2}) + "\n" for i, text in enumerate(paragraphs)))
     (folder / "general").mkdir()
     for path in corpus_folder.iterdir():
         if path.name != "calendar.py":
             (folder / "general" / path.name).write_text(path.read_text())
-    (folder / "general" / "both.py").write_text("\n".join(paragraphs[::3]))
+    (folder / "general" / "both.py").write_text("\n\n".join(paragraphs[::3]))
     return folder
 
 
@@ -174,7 +178,7 @@ def documents(corpus: Corpus) -> dict[tuple[str, str], set[tuple[int, ...]]]:
 
 
 def test_a_text_that_two_sources_have_is_on_one_side_in_both(mixed):
-    corpus = corpus_of(mixed)
+    corpus = corpus_of([*mixed, "data.validation_fraction=0.1"])
     assert len(list(corpus.folder.rglob("tokenizer.json"))) == 1, "one tokenizer for all sources"
     found = documents(corpus)
     for split in ("train", "validation"):
@@ -220,6 +224,38 @@ def test_each_source_says_what_it_lacks_under_its_own_keys(mixed, folder, tmp_pa
     assert second.startswith(f"data.parts.general.path={tmp_path} holds no text")
     with pytest.raises(Refused, match=r"data\.parts\.finance\.text"):
         corpus_of([*mixed, "data.parts.finance.text=nosuch"])
+
+
+def test_labels_are_spoken_of_under_the_keys_of_the_parts(mixed, folder):
+    (folder / "one.jsonl").write_text("".join(json.dumps({"body": f"text {i}", "kind": "only"}) + "\n" for i in range(50)))
+    parts = [f"data.parts.{name}.{key}" for name in "ab" for key in ("kind=jsonl", f"path={folder}/one.jsonl", "text=body", "label=kind")]
+    common = [argument for argument in mixed if argument.startswith(("data.tokenizer", "data.cache_dir"))]
+    data = load(["data=mix", *parts, *common, "objective=classification", "model=llama_tiny"], 1).data
+    with pytest.raises(Refused, match=r"no classes to tell apart: .* with data\.parts\.a\.label and data\.parts\.b\.label\."):
+        prepare(data, Needs({"text": Window(32, 32)}, label="class", packs=False), quiet=True)
+
+
+@dataclass
+class Pairwise(Data):
+    """A plugin's corpus of two sources."""
+
+    def open(self, needs):
+        source = Text(path=self.cache_dir).open(needs)[""]
+        return {"left": source, "right": source}
+
+
+def test_a_plugin_of_several_sources_cannot_be_a_part(corpus_folder, monkeypatch):
+    monkeypatch.setattr("trainer.data.mix_config.SOURCES", dict(SOURCES))
+    monkeypatch.setattr("trainer.data.mix_config.KINDS", dict(KINDS))
+    add_kind("pairwise", Pairwise)
+    kinds = mix_config.KINDS
+    parts = {"a": kinds["pairwise"](kind="pairwise"), "b": kinds["text"](kind="text", path=str(corpus_folder))}
+    with pytest.raises(Refused) as refusal:
+        Mix(parts=parts, cache_dir=str(corpus_folder)).open(Needs({"text": Window(32, 33)}))
+    (sentence,) = refusal.value.problems
+    assert (
+        sentence.startswith("data.parts.a.kind=pairwise brings 2 sources of its own") and "leave the mix out with data=pairwise" in sentence
+    )
 
 
 @pytest.mark.parametrize("change", ["data.parts.finance.weight=52", "data.parts.finance.final_weight=60"])

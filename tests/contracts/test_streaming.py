@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from tests.faults.door import Guests
 from tests.faults.test_kill import kill_until_done
 from trainer.data.tokenizer import train_tokenizer
 from trainer.testing import assert_same_curve, last_wins, run_ranks, train_curve, train_here
@@ -138,3 +139,18 @@ def test_too_many_bad_records_end_the_run_on_every_rank_with_one_sentence(stream
         train_curve([*stream, *FORMS["padded"], "data.max_bad=1", "train.steps=40"], tmp_path / "run", 2)
     ended = json.loads((tmp_path / "run" / "exit.json").read_text())
     assert ended["code"] == 2 and "data.max_bad=1" in ended["sentence"]
+
+
+def test_a_refusal_on_one_rank_ends_the_other_at_once(stream, tmp_path):
+    """Two files, one per rank, and only one of them has bad records: the other rank must not wait for ``run.timeout``."""
+    (tmp_path / "set").mkdir()
+    for file in range(2):
+        lines = ["{broken" if file and number > 30 else json.dumps({"text": f"text {number} of file {file}"}) for number in range(60)]
+        (tmp_path / "set" / f"part-{file}.jsonl").write_text("\n".join(lines))
+    changes = [f"data.path={tmp_path / 'set'}", "data.packing=false", "data.max_bad=1", "train.steps=1000", "run.timeout=600"]
+    seen = Guests(tmp_path / "terminals", tmp_path / "run", 2, [*stream, *changes]).wait(60)
+    assert seen.codes == [2, 2]
+    assert (
+        seen.ended["code"] == 2 and "more than data.max_bad=1 bad records in this epoch, such as part-1.jsonl:33" in seen.ended["sentence"]
+    )
+    assert seen.terminal.count("data.max_bad=1 bad records") == 1

@@ -23,7 +23,8 @@ from trainer.types import Needs, Record, Vocabulary
 
 State = dict[str, Any]
 """Where a block begins, as JSON: ``epoch``, ``block`` (its number in the epoch), ``place`` (``trainer.data.shards.Place``), ``rest``
-(tokens that do not fill a row yet) and ``bad`` (see ``BadRecords``)."""
+(tokens that do not fill a row yet), ``bad`` (see ``BadRecords``) and ``too_long`` (records of the epoch so far that were cut or left out,
+as ``data.too_long`` says)."""
 
 HASH_BYTES = 8
 """Of ``text_hash``."""
@@ -79,18 +80,19 @@ class Maker:
         Raises:
             Refused: a record is longer than a padded row and ``too_long`` is ``refuse``.
         """
-        streams = {field: joined(ids, self.vocabulary) for field, ids in self._encode(records).items()}
+        encoded, names = self._encode(records)
+        streams = {field: joined(ids, self.vocabulary) for field, ids in encoded.items()}
         if self.packed:
             ((field, (tokens, starts)),) = streams.items()
             return self._pack(field, *_behind(rest, tokens, starts))
         windows, fill, eos = self.needs.fields, self.vocabulary.fill, self.vocabulary.eos
         rows = {field: PaddedRows(*stream, windows[field], fill, eos) for field, stream in streams.items()}
-        return padded_set(rows, None, self.too_long, "streamed"), None
+        return padded_set(rows, None, self.too_long, "streamed", names), None
 
     def all_rows(self, records: Sequence[Record]) -> SampleSet:
         """The samples of some records by themselves, the last row filled up; records that are too long are cut."""
         windows, fill, eos = self.needs.fields, self.vocabulary.fill, self.vocabulary.eos
-        streams = {field: joined(ids, self.vocabulary) for field, ids in self._encode(records).items()}
+        streams = {field: joined(ids, self.vocabulary) for field, ids in self._encode(records)[0].items()}
         if self.packed:
             return SampleSet({field: PackedRows(*stream, windows[field], fill) for field, stream in streams.items()})
         return SampleSet({field: PaddedRows(*stream, windows[field], fill, eos) for field, stream in streams.items()})
@@ -103,19 +105,21 @@ class Maker:
         rest = {"tokens": left, "starts": (starts[starts >= end] - end).tolist()}
         return SampleSet({field: PackedRows(tokens, starts, window, self.vocabulary.fill)}, keep=np.arange(whole)), rest
 
-    def _encode(self, records: Sequence[Record]) -> dict[str, list[list[int]]]:
-        """The ids of each field; records with a text that has no token are left out, as preparing leaves them out."""
+    def _encode(self, records: Sequence[Record]) -> tuple[dict[str, list[list[int]]], list[str]]:
+        """The ids of each field, and the records' names; records with a text that has no token are left out, as preparing leaves them out."""
         fields = tuple(self.needs.fields)
         framed = self.vocabulary.bos is not None or self.vocabulary.eos is not None
         found: dict[str, list[list[int]]] = {field: [] for field in fields}
+        names = []
         for some in _in_pieces(records, _CHARACTERS_AT_ONCE):
             texts = [record.texts[field] for record in some for field in fields]
             ids = (encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-            for own in zip(*[ids] * len(fields), strict=True):
+            for record, own in zip(some, zip(*[ids] * len(fields), strict=True), strict=True):
                 if framed or all(own):
+                    names.append(record.name)
                     for field, tokens in zip(fields, own, strict=True):
                         found[field].append(tokens)
-        return found
+        return found, names
 
 
 class BadRecords:
@@ -176,21 +180,29 @@ class Blocks:
         Raises:
             Refused: more records are bad than allowed, or an epoch of this rank has no record or no sample.
         """
-        state = state or {"epoch": 0, "block": 0, "place": None, "rest": None, "bad": None}
+        state = state or {"epoch": 0, "block": 0, "place": None, "rest": None, "bad": None, "too_long": 0}
         while True:
             epoch, bad, num_samples = state["epoch"], BadRecords(self._max_bad, state["bad"]), 0
             resumed = state["block"] > 0
             rows = self._records(epoch, state["place"], bad)
             for records, place in _in_blocks(rows, self._shuffle or _NOT_SHUFFLED):
                 samples, rest = self._maker.make(records, state["rest"])
-                after = {"epoch": epoch, "block": state["block"] + 1, "place": place, "rest": rest, "bad": dict(bad.state)}
+                too_long = state["too_long"] + samples.num_too_long
+                after = {
+                    "epoch": epoch,
+                    "block": state["block"] + 1,
+                    "place": place,
+                    "rest": rest,
+                    "bad": dict(bad.state),
+                    "too_long": too_long,
+                }
                 num_samples += len(samples) or rest != state["rest"]
                 if len(samples):
                     yield Block(state, after, samples, self._order(len(samples), epoch, state["block"]), epoch)
                 state = after
             if not num_samples and not resumed:
                 raise self._nothing(bad)
-            state = {"epoch": epoch + 1, "block": 0, "place": None, "rest": state["rest"], "bad": None}
+            state = {"epoch": epoch + 1, "block": 0, "place": None, "rest": state["rest"], "bad": None, "too_long": 0}
 
     def _records(self, epoch: int, place: Place | None, bad: BadRecords) -> Iterator[tuple[Record | None, Place]]:
         """The rank's records of an epoch, None for those that are not used, each with the place behind it."""

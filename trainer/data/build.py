@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +35,29 @@ Ids = dict[str, list[list[int]]]
 """By field, the token ids of some records."""
 
 
-def build_corpus(folder: Path, data: Data, needs: Needs, sources: Mapping[str, Source], tokenizer: Path | None, quiet: bool) -> None:
+def nothing_left(root: str, num_held_out: int, fraction: float, num_bad: int, num_leaked: int) -> Refused:
+    """What to say of a source without a record to train on: where its records are instead."""
+    return Refused(
+        f"No document is left to train on: of {root}, {num_held_out} were held out by data.validation_fraction={fraction:g}, "
+        f"{num_bad} were bad, {num_leaked} had a held-out text, the rest is blank. Add text or hold out less."
+    )
+
+
+def label_keys(data: Data) -> str:
+    """Where labels are named, in words: a key for each source that has one."""
+    keys = [f"{key}.label" for key, source in data.sources().items() if hasattr(source, "label")]
+    return " and ".join(keys) or "data.label"
+
+
+def build_corpus(
+    folder: Path,
+    data: Data,
+    needs: Needs,
+    sources: Mapping[str, Source],
+    tokenizer: Path | None,
+    quiet: bool,
+    nothing: Callable[..., Refused] = nothing_left,
+) -> None:
     """Writes a prepared corpus: per split, source and field a stream, per split and source the labels, ``tokenizer/`` and ``metadata.json``.
 
     Args:
@@ -46,9 +68,10 @@ def build_corpus(folder: Path, data: Data, needs: Needs, sources: Mapping[str, S
             have groups or splits.
         tokenizer: folder of the one to use; None: train one on the training documents of all sources.
         quiet: progress as lines even on a terminal.
+        nothing: what to say when no record is left, with the arguments of ``nothing_left``.
 
     Raises:
-        Refused: there is nothing to train on, or too much is unusable.
+        Refused: there is nothing to train on, too much is unusable, or there are too many classes.
     """
     size = sum(source.num_bytes() for source in sources.values())
     held_out = HeldOut(sources, needs, data.validation_fraction, data.max_bad)
@@ -64,25 +87,17 @@ def build_corpus(folder: Path, data: Data, needs: Needs, sources: Mapping[str, S
             train_tokenizer(texts, data.tokenizer.vocab_size, folder / TOKENIZER, needs.special_tokens)
     skipped = held_out.skipped()
     with progress("Tokenizing", size, quiet) as advance:
-        written = _tokenize(folder, needs, list(sources), held_out.read(skipped, advance))
+        table = LabelTable(needs.label, label_keys(data)) if needs.label else None
+        written = _tokenize(folder, needs, list(sources), held_out.read(skipped, advance), table)
     for one in skipped.values():
         one.log()
     if all(counts[TRAIN]["documents"] == 0 for counts in written["parts"].values()):
         roots = " and ".join(source.root for source in sources.values())
         num_held_out = sum(counts[VALIDATION]["documents"] for counts in written["parts"].values())
-        raise nothing_left(
-            roots, num_held_out, data.validation_fraction, sum(len(one.reasons) for one in skipped.values()), written["leaked"]
-        )
+        num_bad = sum(len(one.reasons) for one in skipped.values())
+        raise nothing(roots, num_held_out, data.validation_fraction, num_bad, written["leaked"])
     metadata = {**written, **_bad(skipped), "files": _sizes(folder)}
     (folder / METADATA).write_text(json.dumps(metadata, indent=2))
-
-
-def nothing_left(root: str, num_held_out: int, fraction: float, num_bad: int, num_leaked: int) -> Refused:
-    """What to say of a source without a record to train on: where its records are instead."""
-    return Refused(
-        f"No document is left to train on: of {root}, {num_held_out} were held out by data.validation_fraction={fraction:g}, "
-        f"{num_bad} were bad, {num_leaked} had a held-out text, the rest is blank. Add text or hold out less."
-    )
 
 
 def damage(folder: Path) -> str | None:
@@ -96,10 +111,9 @@ def damage(folder: Path) -> str | None:
     return ", ".join(wrong) or None
 
 
-def _tokenize(folder: Path, needs: Needs, parts: list[str], records: Iterator[Assigned]) -> dict[str, Any]:
+def _tokenize(folder: Path, needs: Needs, parts: list[str], records: Iterator[Assigned], table: LabelTable | None) -> dict[str, Any]:
     """Writes all streams and labels; returns what is to be known of them."""
     tokenizer, vocabulary = load_tokenizer(folder / TOKENIZER)
-    table = LabelTable(needs.label) if needs.label else None
     writers = {
         (part, split): _SplitWriter(folder, stem(split, part), needs, vocabulary, table) for part in parts for split in (TRAIN, VALIDATION)
     }
@@ -202,7 +216,7 @@ def _bad(skipped: Mapping[str, Skipped]) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
     for one in skipped.values():
         kinds.update(one.kinds)
-    return {"bad": sum(len(one.reasons) for one in skipped.values()), "bad_kinds": dict(kinds)}
+    return {"bad": {part: len(one.reasons) for part, one in skipped.items()}, "bad_kinds": dict(kinds)}
 
 
 def _sizes(folder: Path) -> dict[str, int]:

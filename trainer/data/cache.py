@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trainer.errors import Refused
+from trainer.errors import Refused, TrainingFailed
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def build_once(folder: Path, build: Callable[[Path], None], damage: Callable[[Pa
         if folder.exists() and damage(folder) is None:
             return True
         if _stamp(failure) not in (None, seen):
-            raise Refused(failure.read_text().splitlines())
+            raise Refused(failure.read_text(encoding="utf-8").splitlines())
         return False
 
     with locked(folder.with_name(f"{folder.name}.lock"), timeout, ready) as mine:
@@ -124,6 +124,8 @@ def _build(folder: Path, build: Callable[[Path], None], damage: Callable[[Path],
 def _explain(error: Exception, folder: Path) -> Refused:
     if isinstance(error, Refused):
         return error
+    if isinstance(error, TrainingFailed):  # of a reader that is used while training too; nothing has begun yet
+        return Refused(str(error))
     if isinstance(error, OSError):
         return Refused(
             f"The corpus cannot be prepared in {folder.parent}: {error.strerror or error}. Free some space there or set data.cache_dir."
@@ -136,5 +138,6 @@ def _explain(error: Exception, folder: Path) -> Refused:
 def _tell_waiters(failure: Path, problems: list[str]) -> None:
     temporary = failure.with_name(f"{failure.name}-{os.getpid()}")
     with suppress(OSError):  # Where nothing can be written, waiters find the lock free and run into the same wall.
-        temporary.write_text("\n".join(problems))
+        # A record's or a file's name may hold half a character, which no file can.
+        temporary.write_text("\n".join(problems), encoding="utf-8", errors="backslashreplace")
         temporary.replace(failure)

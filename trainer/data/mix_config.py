@@ -106,8 +106,13 @@ class Mix(Data):
         for name, part in self._known():
             try:
                 with _speaking_of(name):
-                    (source,) = as_corpus(part, self).open(needs).values()
-                opened[name] = _PartSource(name, source)
+                    own = as_corpus(part, self).open(needs)
+                if len(own) != 1:
+                    raise Refused(
+                        f"data.parts.{name}.kind={part.kind} brings {len(own)} sources of its own, and a part of a mix has one: "
+                        f"leave the mix out with data={part.kind}, or name another kind."
+                    )
+                opened[name] = _PartSource(name, next(iter(own.values())))
             except Refused as refused:
                 problems += refused.problems
         if problems:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
-from trainer.data.build import METADATA, TOKENIZER, build_corpus, damage, nothing_left
+from trainer.data.build import METADATA, TOKENIZER, build_corpus, damage, label_keys, nothing_left
 from trainer.data.cache import build_once, locked
 from trainer.data.fingerprint import StatIndex, hash_settings
 from trainer.data.held_out import TRAIN, VALIDATION
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from trainer.data.config import Data
     from trainer.protocols import Source
 
-FORMAT = 2
+FORMAT = 3
 """Of the prepared files; part of the fingerprint."""
 
 
@@ -44,9 +45,10 @@ class Corpus:
         too_long: ``data.too_long``, for padded rows.
         parts: per source and split: ``documents``, ``bytes`` of text, and ``tokens`` per field.
         labels: the names of the classes; None: there are none.
-        num_bad: records skipped because they could not be used; ``bad_kinds`` says why, and how many of each kind.
+        bad: by source, records skipped because they could not be used; ``bad_kinds`` says why, and how many of each kind.
         num_leaked: training records left out because their first text is held out as well.
         num_empty: records left out because a text of theirs has no token.
+        train_called: what sentences call the records of ``train``.
     """
 
     folder: Path
@@ -57,10 +59,16 @@ class Corpus:
     too_long: str
     parts: dict[str, dict[str, dict[str, Any]]]
     labels: tuple[str, ...] | None = None
-    num_bad: int = 0
+    bad: dict[str, int] = field(default_factory=dict)
     bad_kinds: dict[str, int] = field(default_factory=dict)
     num_leaked: int = 0
     num_empty: int = 0
+    train_called: str = TRAIN
+
+    @property
+    def num_bad(self) -> int:
+        """Of all sources."""
+        return sum(self.bad.values())
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -83,8 +91,15 @@ class Corpus:
         Raises:
             Refused: records are longer than a padded row and ``too_long`` is ``refuse``.
         """
-        sets = {part: self._part(split, part) for part in self.parts}
-        return MixedSet(sets) if len(sets) > 1 else next(iter(sets.values()))
+        if split not in self._opened:
+            sets = {part: self._part(split, part) for part in self.parts}
+            self._opened[split] = MixedSet(sets) if len(sets) > 1 else next(iter(sets.values()))
+        return self._opened[split]
+
+    @cached_property
+    def _opened(self) -> dict[str, AnySet]:
+        """The splits that have been asked for: finding what is too long takes a pass over all records."""
+        return {}
 
     def _part(self, split: str, part: str) -> SampleSet:
         name, vocabulary = stem(split, part), self.vocabulary
@@ -95,7 +110,7 @@ class Corpus:
             return SampleSet({field: PackedRows(*stream, vocabulary.fill) for field, stream in streams.items()})
         labels = open_labels(self.folder / f"{name}.labels", self.needs.label, len(self.labels or ())) if self.needs.label else None
         rows = {field: PaddedRows(*stream, vocabulary.fill, vocabulary.eos) for field, stream in streams.items()}
-        return padded_set(rows, labels, self.too_long, split)
+        return padded_set(rows, labels, self.too_long, self.train_called if split == TRAIN else split)
 
     @staticmethod
     def _counted(parts: list[dict[str, Any]]) -> dict[str, int]:
@@ -136,15 +151,25 @@ def packs(data: Data, needs: Needs) -> bool:
     return packed
 
 
-def prepare_sources(data: Data, needs: Needs, sources: Mapping[str, Source], pretrained: str | None, quiet: bool) -> Corpus:
-    """As ``prepare``, of sources that have been opened, and without a look at whether there is enough to train on."""
+def prepare_sources(
+    data: Data,
+    needs: Needs,
+    sources: Mapping[str, Source],
+    pretrained: str | None,
+    quiet: bool,
+    nothing: Callable[..., Refused] = nothing_left,
+) -> Corpus:
+    """As ``prepare``, of sources that have been opened, and without a look at whether there is enough to train on.
+
+    ``nothing`` says that no record is left, with the arguments of ``nothing_left``.
+    """
     named = data.tokenizer.path or pretrained
     tokenizer = find_tokenizer(named) if named else None
     cache = cache_folder(data)
     with using(cache):
         fingerprint = _fingerprint(data, needs, sources, tokenizer, cache)
         folder = cache / fingerprint
-        build_once(folder, lambda empty: build_corpus(empty, data, needs, sources, tokenizer, quiet), damage, data.prepare_timeout)
+        build_once(folder, lambda empty: build_corpus(empty, data, needs, sources, tokenizer, quiet, nothing), damage, data.prepare_timeout)
     return _open(folder, fingerprint, data, needs)
 
 
@@ -162,7 +187,7 @@ def _open(folder: Path, fingerprint: str, data: Data, needs: Needs) -> Corpus:
         too_long=data.too_long,
         parts=metadata["parts"],
         labels=None if metadata["labels"] is None else tuple(metadata["labels"]),
-        num_bad=metadata["bad"],
+        bad=metadata["bad"],
         bad_kinds=metadata["bad_kinds"],
         num_leaked=metadata["leaked"],
         num_empty=metadata["empty"],
@@ -225,31 +250,35 @@ def _digests(sources: Mapping[str, Source], cache: Path, timeout: float) -> list
 
 def _check(corpus: Corpus, data: Data, roots: Mapping[str, str]) -> None:
     """Refuses what cannot be trained on; of a mix, the sources that are drawn from."""
-    if corpus.num_bad > data.max_bad:
-        raise Refused(
-            f"The corpus has {corpus.num_bad} bad records, more than data.max_bad={data.max_bad}. Repair them or raise data.max_bad."
-        )
+    check_bad(corpus, data.max_bad, roots)
     shares = data.shares()
     drawn = [part for part in corpus.parts if any(shares[part])]
     for part in drawn:
         _check_size(corpus, data, part, roots[part])
     if corpus.needs.label in ("class", "classes") and len(corpus.labels or ()) < (2 if corpus.needs.label == "class" else 1):
         found = f"all records have the label {corpus.labels[0]!r}" if corpus.labels else "no record has a label"
-        raise Refused(f"There are no classes to tell apart: {found}. Name the column of the labels with data.label.")
+        raise Refused(f"There are no classes to tell apart: {found}. Name the column of the labels with {label_keys(data)}.")
     corpus.samples(VALIDATION)  # data.too_long=refuse speaks here, before any process group
     train = corpus.samples(TRAIN).parts
     for part in drawn:
         if not len(train[part]):
             raise Refused(
-                f"data.too_long=skip leaves no record of {roots[part]} to train on: all {train[part].num_too_long:,} are longer than their row. "
+                f"data.too_long=skip leaves no record of {roots[part]} to train on: all {train[part].num_too_long:,} are longer than their row ({train[part].too_long_first}). "
                 "Raise data.sequence_length or data.target_length, or set data.too_long=truncate."
             )
+
+
+def check_bad(corpus: Corpus, max_bad: int, roots: Mapping[str, str]) -> None:
+    """Refuses a source with too many bad records: they were few enough for the run that prepared it."""
+    for part, count in corpus.bad.items():
+        if count > max_bad:
+            raise Refused(f"{roots[part]} has {count:,} bad records, more than data.max_bad={max_bad}. Repair them or raise data.max_bad.")
 
 
 def _check_size(corpus: Corpus, data: Data, part: str, root: str) -> None:
     train, held_out = corpus.parts[part][TRAIN], corpus.parts[part][VALIDATION]
     if train["documents"] == 0:
-        raise nothing_left(root, held_out["documents"], data.validation_fraction, corpus.num_bad, corpus.num_leaked)
+        raise nothing_left(root, held_out["documents"], data.validation_fraction, corpus.bad[part], corpus.num_leaked)
     window = next(iter(corpus.needs.fields.values()))
     tokens = sum(train["tokens"].values())
     if corpus.packed and tokens < window.width:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,8 @@ from trainer.types import Rows, Samples
 
 FieldRows = PackedRows | PaddedRows
 
+_NAMED = 3
+
 
 class SampleSet:
     """Samples of one source, counted from 0.
@@ -22,19 +24,25 @@ class SampleSet:
         labels: (n,) or (n, C), or None.
         keep: int64 (m,), ascending: which of them count; None: all.
         num_too_long: how many have a field that does not fit into its row: left out if ``keep`` says so, else cut.
+        too_long_first: the first of these, in words.
 
     Attributes:
-        num_too_long: as given.
+        num_too_long, too_long_first: as given.
     """
 
     def __init__(
-        self, rows: Mapping[str, FieldRows], labels: np.ndarray | None = None, keep: np.ndarray | None = None, num_too_long: int = 0
+        self,
+        rows: Mapping[str, FieldRows],
+        labels: np.ndarray | None = None,
+        keep: np.ndarray | None = None,
+        num_too_long: int = 0,
+        too_long_first: str = "",
     ):
         sizes = {len(field) for field in rows.values()} | ({len(labels)} if labels is not None else set())
         assert len(sizes) == 1, "every sample has all fields and a label"
         self._rows, self._labels, self._keep = rows, labels, keep
         self._len = sizes.pop() if keep is None else keep.size
-        self.num_too_long = num_too_long
+        self.num_too_long, self.too_long_first = num_too_long, too_long_first
         is_packed = all(isinstance(field, PackedRows) for field in rows.values())
         self._widths = {name: field.window.width for name, field in rows.items()} if is_packed else None
 
@@ -107,6 +115,11 @@ class MixedSet:
         """See ``SampleSet``."""
         return sum(part.num_too_long for part in self._sets)
 
+    @property
+    def too_long_first(self) -> str:
+        """See ``SampleSet``, of the first part that has any."""
+        return next((f"{name}: {part.too_long_first}" for name, part in self.parts.items() if part.too_long_first), "")
+
     @cached_property
     def lengths(self) -> np.ndarray:
         """See ``SampleSet``."""
@@ -146,7 +159,9 @@ class MixedSet:
 AnySet = SampleSet | MixedSet
 
 
-def padded_set(rows: dict[str, PaddedRows], labels: np.ndarray | None, too_long: str, split: str) -> SampleSet:
+def padded_set(
+    rows: dict[str, PaddedRows], labels: np.ndarray | None, too_long: str, split: str, names: Sequence[str] | None = None
+) -> SampleSet:
     """One record per row and field.
 
     Args:
@@ -154,6 +169,7 @@ def padded_set(rows: dict[str, PaddedRows], labels: np.ndarray | None, too_long:
         labels: see ``SampleSet``.
         too_long: what becomes of a record with a field longer than its row: ``truncate``, ``skip`` or ``refuse``.
         split: its name, for messages.
+        names: of the records, for messages; None: they are numbered from 1 as they stand in the split.
 
     Raises:
         Refused: there are such records and ``too_long`` is ``refuse``.
@@ -169,10 +185,18 @@ def padded_set(rows: dict[str, PaddedRows], labels: np.ndarray | None, too_long:
             if flags.any()
         ]
         raise Refused(
-            f"{num_over:,} of {over.size:,} {split} records are longer than their row: {'; '.join(longest)}. "
+            f"{num_over:,} of {over.size:,} {split} records are longer than their row ({_first(over, names)}): {'; '.join(longest)}. "
             "Raise that, or set data.too_long=truncate or data.too_long=skip."
         )
-    return SampleSet(rows, labels, np.flatnonzero(~over) if num_over and too_long == "skip" else None, num_over)
+    keep = np.flatnonzero(~over) if num_over and too_long == "skip" else None
+    return SampleSet(rows, labels, keep, num_over, _first(over, names) if num_over else "")
+
+
+def _first(over: np.ndarray, names: Sequence[str] | None) -> str:
+    """The first few records that are too long, in words."""
+    places = np.flatnonzero(over)
+    told = [names[place] if names else f"{place + 1:,}" for place in places[:_NAMED].tolist()]
+    return ("" if names else "number ") + ", ".join(told) + (", ..." if places.size > len(told) else "")
 
 
 def _real(ids: np.ndarray) -> np.ndarray:

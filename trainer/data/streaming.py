@@ -14,8 +14,8 @@ from trainer.data.build import METADATA, TOKENIZER, damage
 from trainer.data.cache import build_once
 from trainer.data.fingerprint import hash_settings
 from trainer.data.held_out import TRAIN, VALIDATION
-from trainer.data.prepare import Corpus, cache_folder, packs, prepare_sources, using
-from trainer.data.records import Row, to_records
+from trainer.data.prepare import Corpus, cache_folder, check_bad, packs, prepare_sources, using
+from trainer.data.records import RecordFiles, Row, to_records
 from trainer.data.samples import AnySet, SampleSet
 from trainer.data.shards import Dealer, Shards
 from trainer.data.sources import Skipped
@@ -28,8 +28,8 @@ from trainer.types import Needs
 if TYPE_CHECKING:
     from trainer.protocols import Source
 
-FORMAT = 1
-"""Of a stream's order and states; part of its fingerprint."""
+FORMAT = 2
+"""Of a stream's order and states and of what is kept for it; part of its fingerprint and of the folders' names."""
 
 _LOOKED_AT = 64
 
@@ -92,7 +92,7 @@ def open_streamed(data: Streamed, needs: Needs, pretrained: str | None = None, q
     maker = Maker(*load_tokenizer(folder / TOKENIZER), needs, packs(data, needs), data.too_long)
     shards, apart = data.stream(needs)
     first = _look(shards, maker, data.max_bad)
-    held_out = None if apart is None else prepare_sources(replace(data, validation_fraction=0.0), needs, {"": apart}, named, quiet)
+    held_out = None if apart is None else _hold_out(data, needs, apart, named, quiet)
     texts = _texts(data, apart, held_out.fingerprint) if apart and held_out else frozenset()
     nothing = {"documents": 0, "bytes": 0, "tokens": {}}
     return StreamedCorpus(
@@ -111,6 +111,30 @@ def open_streamed(data: Streamed, needs: Needs, pretrained: str | None = None, q
     )
 
 
+def _hold_out(data: Streamed, needs: Needs, apart: Source, tokenizer: str, quiet: bool) -> Corpus:
+    """The held-out records, prepared as a corpus of their own, in its ``train`` split."""
+    key = f"data.{data.held_out_key}={getattr(data, data.held_out_key)}"
+    if isinstance(apart, RecordFiles):
+        apart = replace(apart, root=key)  # else what is wrong with them would be said of data.path
+
+    def nothing(root: str, num_held_out: int, fraction: float, num_bad: int, num_leaked: int) -> Refused:
+        return Refused(
+            f"{key} holds no record to measure with: {num_bad} are bad and the rest is blank. Name other records, or leave it out "
+            "and set data.validation_fraction=0."
+        )
+
+    prepared = prepare_sources(replace(data, validation_fraction=0.0), needs, {"": apart}, tokenizer, quiet, nothing)
+    held_out = replace(prepared, train_called="held-out")
+    check_bad(held_out, data.max_bad, {"": key})
+    samples = held_out.samples(TRAIN)  # data.too_long=refuse speaks here, before any process group
+    if not len(samples):
+        raise Refused(
+            f"data.too_long=skip leaves no record of {key}: all {samples.num_too_long:,} are longer than their row ({samples.too_long_first}). "
+            "Raise data.sequence_length or data.target_length, or set data.too_long=truncate."
+        )
+    return held_out
+
+
 def _kept(data: Streamed, of: dict[str, Any], write: Callable[[Path], None]) -> Path:
     """A folder of the cache that is written once, named by what it is made ``of``."""
 
@@ -120,7 +144,7 @@ def _kept(data: Streamed, of: dict[str, Any], write: Callable[[Path], None]) -> 
         (empty / METADATA).write_text(json.dumps({"files": files}))
 
     cache = cache_folder(data)
-    folder = cache / hash_settings(of)
+    folder = cache / hash_settings({"format": FORMAT} | of)
     with using(cache):
         build_once(folder, build, damage, data.prepare_timeout)
     return folder

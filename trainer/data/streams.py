@@ -16,6 +16,12 @@ from trainer.types import Vocabulary
 _STARTS = np.dtype("<i8")
 _CLASS, _NUMBER = np.dtype("<i8"), np.dtype("<f4")
 
+MOST_CLASSES = 1 << 16
+"""More different labels are a column of texts, names or numbers. A classifier's last layer has a row for each."""
+
+_SHOWN = 60
+"""Characters of a label in a message."""
+
 Label = str | Sequence[str] | float
 """As in ``trainer.types.Record``."""
 
@@ -94,15 +100,26 @@ class LabelTable:
 
     Args:
         kind: as in ``Needs.label``.
+        keys: where the user names the labels, for messages.
     """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, keys: str = "data.label"):
+        self.kind, self._keys = kind, keys
         self._numbers: dict[str, int] = {}
 
     def number(self, name: str) -> int:
-        """The provisional number of a class."""
-        return self._numbers.setdefault(name, len(self._numbers))
+        """The provisional number of a class.
+
+        Raises:
+            Refused: there are too many to be classes.
+        """
+        number = self._numbers.setdefault(name, len(self._numbers))
+        if number >= MOST_CLASSES:
+            raise Refused(
+                f"There are more than {MOST_CLASSES:,} different labels, the newest {_short(name)}: that is no set of classes. "
+                f"Name a column of classes with {self._keys}, or set objective.kind=regression for numbers."
+            )
+        return number
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -169,6 +186,10 @@ class LabelWriter:
 
 
 _BLOCK = 4096
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}...")
 
 
 def open_stream(folder: Path, name: str, vocabulary_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +18,7 @@ from typing import Any
 
 from trainer.errors import Refused
 from trainer.recipes.fetch import last_line
-from trainer.recipes.once import build_once
+from trainer.recipes.once import build_once, run
 
 logger = logging.getLogger(__name__)
 
@@ -96,19 +95,15 @@ def _fetch(scratch: Path, folder: Path) -> Path:
     logger.warning("Fetching Debian's package descriptions with apt-get (about 7 MB), once, for %s", folder.parent)
     (scratch / "lists" / "partial").mkdir(parents=True)
     (scratch / "apt.conf").write_text(apt_configuration(scratch))
-    done = subprocess.run(
+    done = run(
         ["apt-get", "--config-file", str(scratch / "apt.conf"), "update"],
+        lambda reason: _brought_nothing(reason, folder),
         env=os.environ | {"LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
     )
     # Not the exit status: one foreign source that does not answer fails the whole update.
     found = sorted((scratch / "lists").glob("*_i18n_Translation-en"), key=lambda path: path.stat().st_size)
     if not found:
-        raise Refused(f"apt-get fetched no package descriptions ({last_line(done.stderr).rstrip('.')}). {_elsewhere(folder)}")
+        raise _brought_nothing(last_line(done.stderr), folder)
     # The largest: lists of updates and security fixes repeat a part of it and change by the day.
     return found[-1]
 
@@ -126,6 +121,10 @@ Acquire::IndexTargets::deb::Packages::DefaultEnabled "false";
 Dir::State::lists "{scratch}/lists/";
 Dir::Cache "{scratch}/";
 """
+
+
+def _brought_nothing(reason: str, folder: Path) -> Refused:
+    return Refused(f"apt-get fetched no package descriptions ({reason.rstrip('.')}). {_elsewhere(folder)}")
 
 
 def _elsewhere(folder: Path) -> str:

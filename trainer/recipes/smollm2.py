@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from trainer.errors import Refused
 from trainer.recipes.fetch import Package, fetched, last_line, take
-from trainer.recipes.once import build_once
+from trainer.recipes.once import build_once, run
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +77,14 @@ def convert(weights: Path, folder: Path, modules: Path) -> None:
     }
     environment |= {"PYTHONPATH": str(modules), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-P", str(script), str(weights), str(folder)]
-    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        reason = last_line(done.stderr) if done.returncode > 0 else f"killed by signal {-done.returncode}, which may be for want of memory"
-        raise Refused(
+
+    def refuse(reason: str) -> Refused:
+        return Refused(
             f"Converting {weights.name} failed ({reason.rstrip('.')}). Try where 2 GB of memory are free and the versions of "
             f"constraints.txt are installed, and copy the folder {folder.name.partition('.building-')[0]} into {folder.parent}."
         )
+
+    done = run(command, refuse, env=environment)
+    if done.returncode:
+        reason = last_line(done.stderr) if done.returncode > 0 else f"killed by signal {-done.returncode}, which may be for want of memory"
+        raise refuse(reason)

@@ -207,13 +207,38 @@ def test_a_part_without_training_text_is_refused_by_name(tmp_path):
     assert [len(part) > 0 for part in unused.samples("train").parts.values()] == [True, False]
 
 
-def test_bad_records_are_counted_over_all_parts(tmp_path):
+def test_bad_records_are_counted_by_part_and_the_limit_is_one_for_each(tmp_path):
     content = {part: [*(text(f"{part} {number}") for number in range(20)), text("BAD"), text("half \ud800")] for part in ("a", "b")}
     corpus = prepare(given(tmp_path, content), TEXTS)
     assert corpus.num_bad == 4
+    assert corpus.bad == {"a": 2, "b": 2}
     assert corpus.bad_kinds == {"bad": 2, "half a character": 2}
-    with pytest.raises(Refused, match=r"4 bad records, more than data\.max_bad=3"):
-        prepare(given(tmp_path, content, max_bad=3), TEXTS)
+    content["b"].append(replace(text("BAD"), name="another"))
+    for before in (3, 2):  # the second finds what the first has prepared, and is refused as if it had prepared it itself
+        data = given(tmp_path, content, max_bad=before)
+        if before == 3:
+            assert prepare(data, TEXTS).bad == {"a": 2, "b": 3}
+        else:
+            with pytest.raises(Refused, match=r"part b has 3 bad records, more than data\.max_bad=2"):
+                prepare(data, TEXTS)
+    with pytest.raises(Refused, match=r"more than data\.max_bad=2 bad records"):
+        prepare(given(tmp_path, content, max_bad=2, cache_dir=str(tmp_path / "fresh")), TEXTS)
+
+
+def test_a_split_is_opened_once(tmp_path, monkeypatch):
+    corpus = prepare(given(tmp_path, [text(f"text {number}") for number in range(20)]), TEXTS)
+    train = corpus.samples("train")
+    monkeypatch.setattr("trainer.data.prepare.open_stream", None)
+    assert corpus.samples("train") is train
+    assert corpus.samples("validation") is corpus.samples("validation")
+
+
+def test_a_column_of_texts_is_no_column_of_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.data.streams.MOST_CLASSES", 10)
+    content = [text(f"text {number}", label=f"label {number}" + "x" * 99) for number in range(20)]
+    with pytest.raises(Refused, match=r"more than 10 different labels, the newest 'label 1\dx+\.\.\.': .* with data\.label, or"):
+        prepare(given(tmp_path, content), labelled("class"))
+    assert len(prepare(given(tmp_path, content[:10]), labelled("class")).labels) == 10
 
 
 def test_records_longer_than_their_row(tmp_path):
@@ -234,7 +259,7 @@ def test_records_longer_than_their_row(tmp_path):
         Refused, match=rf"{cut.num_too_long} of 39 train records .* the longest source .* the longest target .*data\.target_length"
     ):
         prepare(replace(data, too_long="refuse"), PAIRS)
-    with pytest.raises(Refused, match=r"data\.too_long=skip leaves no record"):
+    with pytest.raises(Refused, match=r"data\.too_long=skip leaves no record .* all 39 .* \(number 1, 2, 3, \.\.\.\)"):
         prepare(replace(data, too_long="skip"), Needs({"source": Window(2, 2), "target": Window(2, 2)}, packs=False))
 
 

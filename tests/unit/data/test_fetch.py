@@ -1,5 +1,6 @@
 """Pinned files through the real pip, over a folder instead of a network; and folders that are made once, with real processes and deaths."""
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import Refused
-from trainer.recipes import fetch
+from trainer.recipes import fetch, once
 from trainer.recipes.fetch import Package, cache_folder, fetched, last_line, take
 from trainer.recipes.once import RECORD, build_once
 
@@ -205,6 +206,47 @@ def test_those_who_wait_hear_why_it_failed_and_do_not_try_themselves(tmp_path):
     assert log.read_text().split() == [str(builder.pid)]
     build_once(folder, Builder(log))
     assert (folder / "content").is_file(), "an old failure does not count"
+
+
+def test_a_waiter_takes_what_another_made_after_a_failure(tmp_path, monkeypatch):
+    """Between the failure it waited for and its own turn, a third process has made the folder."""
+    folder, log = tmp_path / "set", tmp_path / "log"
+    own_turn = once._wait
+
+    def late(handle, path):
+        own_turn(handle, path)
+        fcntl.flock(handle, fcntl.LOCK_UN)
+        build_once(folder, Builder(log))
+        fcntl.flock(handle, fcntl.LOCK_EX)
+
+    monkeypatch.setattr(once, "_wait", late)
+    builder, failed = process(folder, Builder(log, 1.0, Refused("There is no network.")))
+    wait_for_an_attempt(log)
+    assert build_once(folder, Builder(log)) == folder
+    assert failed.get(timeout=20) == "There is no network."
+    builder.join()
+    assert len(log.read_text().split()) == 2
+
+
+def test_a_wait_without_end_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(once, "WAIT_SECONDS", 0.3)
+    folder, log = tmp_path / "set", tmp_path / "log"
+    builder, _ = process(folder, Builder(log, 60))
+    wait_for_an_attempt(log)
+    with pytest.raises(Refused, match=rf"making {folder} for longer than 0\.3 seconds"):
+        build_once(folder, Builder(log))
+    builder.kill()
+    builder.join()
+
+
+def test_a_pip_without_end_is_ended(tmp_path, shop, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(fetch.sys, "executable", str(program))
+    monkeypatch.setattr(once, "PROGRAM_SECONDS", 0.3)
+    with pytest.raises(Refused, match=r"could not be downloaded \(it was ended after 0\.3 seconds\)\. Where there is a network"):
+        build_once(tmp_path / "cache" / "toy", recipe(wheel(shop)))
 
 
 def test_a_damaged_folder_is_made_again_but_kept_while_that_fails(tmp_path, caplog):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import Refused
-from trainer.recipes import debian, minilm, smollm2, vader
+from trainer.recipes import debian, minilm, once, smollm2, vader
 from trainer.recipes.once import RECORD
 
 RATED = "1\t2.26\tThe Rock is destined to be the new ''Conan''.\r\n2\t-0.6\t Effective but\x85too tepid \r\n3\t0.0\tA film.\r\n\r\n"
@@ -176,6 +176,16 @@ def test_an_apt_that_brings_nothing_is_told(tmp_path, apt, script, reason):
         f"Make debian-descriptions on a machine with Debian or Ubuntu and a network, and copy that folder into {tmp_path}/cache."
     )
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["debian-descriptions.lock"]
+
+
+def test_an_apt_or_a_conversion_without_end_is_ended(tmp_path, apt, monkeypatch):
+    monkeypatch.setattr(once, "PROGRAM_SECONDS", 0.3)
+    apt("exec sleep 60")
+    with pytest.raises(Refused, match=r"no package descriptions \(it was ended after 0\.3 seconds\)\. Make debian-descriptions on"):
+        debian.debian_descriptions(tmp_path / "cache")
+    monkeypatch.setattr(smollm2.sys, "executable", str(tmp_path / "bin" / "apt-get"))
+    with pytest.raises(Refused, match=r"Converting w\.gguf failed \(it was ended after 0\.3 seconds\)\. Try where"):
+        smollm2.convert(tmp_path / "w.gguf", tmp_path / "cache" / "set.building-7", tmp_path)
 
 
 def test_a_machine_without_apt_is_told(tmp_path, monkeypatch):

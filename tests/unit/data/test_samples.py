@@ -54,6 +54,9 @@ def test_what_is_too_long_is_cut_left_out_or_refused():
     sources, targets = [3, 40, 5, 6, 33], [1, 1, 17, 16, 40]
     assert (len(pairs(sources, targets)), pairs(sources, targets).num_too_long) == (5, 3)
     kept = pairs(sources, targets, too_long="skip")
+    assert kept.too_long_first == pairs(sources, targets).too_long_first == "number 2, 3, 5"
+    assert pairs([40] * 4, [1] * 4).too_long_first == "number 1, 2, 3, ..."
+    assert MixedSet({"a": pairs([3], [4]), "b": kept}).too_long_first == "b: number 2, 3, 5"
     assert (len(kept), kept.num_too_long) == (2, 3)
     assert kept.lengths.tolist() == [3, 16]
     taken = kept.take(np.array([1, 0, -1]))
@@ -62,7 +65,7 @@ def test_what_is_too_long_is_cut_left_out_or_refused():
     with pytest.raises(Refused) as refusal:
         pairs(sources, targets, too_long="refuse")
     sentence = str(refusal.value)
-    assert "3 of 5 train records" in sentence
+    assert "3 of 5 train records are longer than their row (number 2, 3, 5): " in sentence
     assert "the longest source has 40 tokens, its row takes 32 (data.sequence_length)" in sentence
     assert "the longest target has 40 tokens, its row takes 16 (data.target_length)" in sentence
     assert pairs([3], [4], too_long="refuse").num_too_long == 0

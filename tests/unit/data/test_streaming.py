@@ -209,6 +209,19 @@ def test_bad_records_are_counted_up_to_the_limit_in_each_epoch(tmp_path, tokeniz
         one_epoch(config, corpus)
 
 
+@pytest.mark.parametrize("too_long", ["truncate", "skip"])
+def test_records_longer_than_their_row_are_counted_in_each_epoch(tmp_path, tokenizer, too_long):
+    path = tmp_path / "set.jsonl"
+    path.write_text("".join(json.dumps({"text": "file " * (40 if number in (3, 9, 25) else 2)}) + "\n" for number in range(30)))
+    config = streamed(tmp_path, tokenizer, path, too_long=too_long)
+    corpus = open_streamed(config, PADDED)
+    for epoch in range(2):
+        found = one_epoch(config, corpus, epoch=epoch)
+        assert found[0].before["too_long"] == 0 and found[-1].after["too_long"] == 3
+        assert sum(len(block.samples) for block in found) == (27 if too_long == "skip" else 30)
+    assert next(corpus.blocks(config, 3, 0, 1).behind(found[2].before)).before["too_long"] == found[2].before["too_long"]
+
+
 def test_a_count_of_bad_records_goes_on_where_it_was():
     first = BadRecords(3)
     for number in range(2):
@@ -317,7 +330,7 @@ def test_a_record_that_is_too_long_is_refused_where_that_is_asked_for(tmp_path, 
     with (path / "part-0.jsonl").open("a") as file:
         file.write(json.dumps({"text": "file " * 40}) + "\n")
     config = streamed(tmp_path, tokenizer, path, too_long="refuse")
-    with pytest.raises(Refused, match="1 of 3 streamed records are longer than their row"):
+    with pytest.raises(Refused, match=r"1 of \d+ streamed records are longer than their row \(part-0\.jsonl:101\)"):
         one_epoch(config, open_streamed(config, PADDED))
 
 

@@ -70,6 +70,17 @@ def test_only_whole_numbers_are_sorted_by_value(names, expected):
     assert table.names == expected
 
 
+def test_more_different_labels_than_classes_can_be():
+    table = LabelTable("classes", "data.parts.a.label and data.parts.b.label")
+    for number in range(1 << 16):
+        table.number(f"label {number}")
+    assert table.number("label 7") == 7
+    with pytest.raises(
+        Refused, match=r"more than 65,536 different labels, the newest 'one more': .* with data\.parts\.a\.label and data\.parts\.b"
+    ):
+        table.number("one more")
+
+
 def test_a_class_named_twice_counts_once_and_none_is_a_row_of_zeros(tmp_path):
     table = LabelTable("classes")
     writer = LabelWriter(tmp_path / "labels", table)
