@@ -84,12 +84,28 @@ def default_run(result: dict[str, Any]) -> Iterator[Row]:
     yield "Of 20 real documents' first 128 tokens, with such a line", "none", f"{samples['real_documents_per_20']:.1f}", None
 
 
+def minilm_vader(result: dict[str, Any]) -> Iterator[Row]:
+    target, accuracies = result["target_accuracy"], [run["accuracy"] for run in result["runs"]]
+    question = f"`experiment=minilm_vader`: accuracy on {result['held_out_sentences']:,} held-out sentences (majority {result['majority_accuracy']:.1%})"
+    measured = f"{result['mean_accuracy']:.1%} (by seed: {', '.join(f'{accuracy:.1%}' for accuracy in accuracies)})"
+    yield question, f">= {target:.0%}", measured, min(accuracies) >= target
+
+
+def docstrings(result: dict[str, Any]) -> Iterator[Row]:
+    functions = f"{result['held_out_functions']:,} held-out functions"
+    yield f"`experiment=t5_docstrings` at a size for CPU: ROUGE-L on {functions}", "none", f"{result['rouge_l']:.3f}", None
+    for name, value in result["baselines_rouge_l"].items():
+        yield f"ROUGE-L of a guess without training: {name.replace('_', ' ')}", "none", f"{value:.3f}", None
+
+
 ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "loader": loader,
     "prepare": prepare,
     "overhead": overhead,
     "startup": startup,
     "default_run": default_run,
+    "minilm_vader": minilm_vader,
+    "docstrings": docstrings,
 }
 
 

@@ -106,7 +106,9 @@ class SampleConfig:
     )
     top_k: int | None = setting(None, "sample among the k likeliest tokens; None: all", minimum=1)
     top_p: float = setting(0.95, "sample among the likeliest tokens that hold this probability", above=0, maximum=1)
-    num_beams: int = setting(1, "beams of the search for the likeliest text, also in evaluation; 1: no search", minimum=1, aliases=("beams",))
+    num_beams: int = setting(
+        1, "beams of the search for the likeliest text, also in evaluation; 1: no search", minimum=1, aliases=("beams",)
+    )
 
 
 @dataclass
