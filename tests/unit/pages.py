@@ -9,6 +9,7 @@ from pathlib import Path
 from trainer import cli
 from trainer.command_line.settings import load_settings
 from trainer.commands.config import SETTINGS
+from trainer.commands.request import request
 from trainer.config import load
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +93,10 @@ def check_command(words: list[str], made: set[str]) -> None:
         assert program == "isotrain", f"nobody has said how to check {program}"
         command, *overrides = arguments
         assert command in cli.COMMANDS
-        if command in SETTINGS:
+        if command == "evaluate":
+            asked = request(overrides, 1, None)
+            _require(asked.settings.checkpoint or asked.config.model.path, made)
+        elif command in SETTINGS:
             settings = load_settings(SETTINGS[command], overrides)
             _require(settings.checkpoint, made)
             made.add(getattr(settings, "to", ""))
