@@ -49,7 +49,7 @@ def observed(arguments):
         terms = engine.forward_backward(1, batches, {"targets": torch.tensor(100)})
     assert len({term.sum.dtype for term in terms.values()} | {engine._squared_norm.dtype, torch.float64}) == 1
     buffers = {NAMES[buffer.dtype] for buffer in engine._parts.model.buffers() if buffer.is_floating_point()}
-    score = engine.score(batches[0])
+    score, _ = engine.score(batches[0])
     assert all(term.sum.dtype == torch.float32 for term in score.values())
     return {**engine.dtypes(), **watch.seen, "loss": "fp64", "buffers": " and ".join(buffers)}
 
