@@ -17,14 +17,12 @@ REPRESENTATIVES = {
     ("gpt2", "fsdp", 3, 1),
     ("bert", "fsdp", 3, 2),
     ("roberta", "ddp", 2, 4),
-    ("t5 spans", "hsdp", 4, 2),
+    ("t5 spans", "fsdp", 2, 2),
     ("bart spans", "fsdp", 2, 1),
     ("t5", "fsdp", 3, 2),
     ("bart", "ddp", 4, 1),
     ("two berts", "fsdp", 2, 2),
-    ("bert classes", "hsdp", 4, 1),
     ("roberta classes", "fsdp", 2, 4),
-    ("llama classes", "fsdp", 4, 1),
     ("gpt2 classes", "ddp", 3, 2),
     ("bert tags", "ddp", 2, 2),
     ("roberta number", "fsdp", 3, 1),
@@ -84,9 +82,7 @@ def test_ddp_and_fsdp_are_bitwise_equal_on_two_ranks(tiny, tmp_path, accumulatio
     ("strategy", "ranks"),
     [("ddp", 2), ("fsdp", 4), pytest.param("hsdp", 4, marks=pytest.mark.slow), pytest.param("fsdp", 3, marks=pytest.mark.slow)],
 )
-@pytest.mark.parametrize(
-    "family", ["llama", "t5", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in ("llama", "t5"))]
-)
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != "llama")])
 def test_bf16_stays_near_one_rank(task, tmp_path, one_rank, family, strategy, ranks):
     arguments = [*task(family), "precision=bf16", f"strategy={strategy}", "train.micro_batch=2"]
     assert_same_curve(train_curve(arguments, tmp_path / "run", ranks), one_rank(family, "precision=bf16"), loss=1e-2, grad_norm=5e-2)
