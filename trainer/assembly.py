@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from rich.console import Console
+from torch.optim import SGD
 from transformers import AutoTokenizer
 
 from trainer.config import Config
@@ -53,12 +54,18 @@ def open_job(config: Config, launch: Launch) -> Job:
     own = {folder for folder in folders.values() if (folder / "tokenizer.json").is_file()}  # else the user's word is all there is
     same = all(same_vocabulary(corpus.tokenizer_folder, folder) for folder in own)
     problems = model_problems(skeleton, corpus.vocabulary, needs, config.data.sequence_length, config.data.target_length, same)
+    try:
+        weights = (FromSafetensors if folders else FromSeed)(skeleton, config.train.seed)
+    except Refused as refused:
+        problems += refused.problems
+    context = _context(config, corpus, skeleton)
     if not problems:
         num_outputs = getattr(skeleton.model.config, "num_labels", 1)
-        problems = objective_problems(config.objective, corpus.samples("train"), _context(config, corpus, skeleton), num_outputs)
+        problems = objective_problems(config.objective, corpus.samples("train"), context, num_outputs)
     if problems:
         raise Refused(problems)
-    return Job(config, launch, corpus, skeleton, choose_device(config.run.device, launch), Console(quiet=launch.rank > 0))
+    device, console = choose_device(config.run.device, launch), Console(quiet=launch.rank > 0)
+    return Job(config, launch, corpus, skeleton, weights, context, device, console)
 
 
 def _open_corpus(config: Config, needs: Needs, pretrained: str | None) -> Corpus:
@@ -70,7 +77,7 @@ def _open_corpus(config: Config, needs: Needs, pretrained: str | None) -> Corpus
 
 def collator(job: Job) -> Callable[..., Batch]:
     """The objective's ``collate`` with all that it may know."""
-    return partial(job.config.objective.collate, context=_context(job.config, job.corpus, job.skeleton))
+    return partial(job.config.objective.collate, context=job.context)
 
 
 def _context(config: Config, corpus: Corpus, skeleton: Skeleton) -> Context:
@@ -78,17 +85,21 @@ def _context(config: Config, corpus: Corpus, skeleton: Skeleton) -> Context:
     return Context(corpus.vocabulary, config.train.seed, start, word_starts(corpus.tokenizer_folder, corpus.vocabulary))
 
 
-def build_engine(job: Job, resumed: bool = False) -> Engine:
-    """The strategy's engine, filled with the model's first values, or with nothing where a checkpoint will fill it."""
+def build_engine(job: Job, resumed: bool = False, learns: bool = True) -> Engine:
+    """The strategy's engine.
+
+    Args:
+        job: names the strategy.
+        resumed: a checkpoint will fill it; else it is filled with the model's first values.
+        learns: it keeps moments; one that only scores needs a quarter of the memory.
+    """
     config = job.config
-    source = Unfilled if resumed else FromSafetensors if job.skeleton.folders else FromSeed
-    weights = source(job.skeleton, config.train.seed)
     degrees = config.strategy.degrees(job.launch.world_size)
     engine_job = EngineJob(
         skeleton=job.skeleton,
-        weights=weights,
+        weights=Unfilled(job.skeleton, config.train.seed) if resumed else job.weights,
         objective=config.objective,
-        make_optimizer=lambda named: build_adamw(config.optimizer, named),
+        make_optimizer=lambda named: build_adamw(config.optimizer, named) if learns else SGD([parameter for _, parameter in named]),
         precision=config.precision,
         mesh=build_mesh(degrees, job.device),
         device=job.device,

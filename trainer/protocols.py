@@ -34,7 +34,13 @@ if TYPE_CHECKING:
 
 
 class Weights(Protocol):
-    """Where a model's first values come from, tensor by tensor, so that nobody needs the whole model."""
+    """Where a model's first values come from, tensor by tensor, so that nobody needs the whole model.
+
+    Attributes:
+        new: names of the parameters that pretrained folders do not hold, because the task is new to them.
+    """
+
+    new: list[str]
 
     def fill(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
         """The fp32 CPU tensor, or its slice ``index``, of the parameter or buffer with this checkpoint name."""

@@ -234,10 +234,9 @@ def state_names(*arguments):
     """On a rank: what an engine of the command keeps."""
     from tests.contracts.engines import build_job
     from trainer.assembly import build_engine
-    from trainer.commands.evaluate import scoring_only
 
     job = build_job(arguments)
-    return list(build_engine(scoring_only(job)).state()), [name for name, _ in job.skeleton.model.named_parameters()]
+    return list(build_engine(job, learns=False).state()), [name for name, _ in job.skeleton.model.named_parameters()]
 
 
 def test_nothing_but_the_model_is_kept_in_memory(tiny):

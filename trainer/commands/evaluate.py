@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from rich.table import Table
 from transformers import PreTrainedConfig
 
@@ -22,15 +21,13 @@ from trainer.commands.request import Request, config_of
 from trainer.config import Config
 from trainer.data.tokenizer import same_vocabulary
 from trainer.distributed.agreement import Agreement
-from trainer.distributed.degrees import Degrees
 from trainer.distributed.launch import Launch
 from trainer.distributed.process_group import choose_device, start_process_group, stop_process_group
 from trainer.distributed.stop import Signals, end_process
 from trainer.errors import DONE, REFUSED, STOPPED, STORAGE, Failure, Refused, StorageFailed, TrainingFailed
 from trainer.model.config import Model
 from trainer.model.pretrained import read_config
-from trainer.protocols import Engine, EngineJob
-from trainer.session.facts import model_facts, new_tensors
+from trainer.session.facts import model_facts
 from trainer.session.identity import identity
 from trainer.session.job import Job
 from trainer.state.storage import read_state
@@ -157,28 +154,6 @@ def _is_of(job: Job, folder: Path, state: RunState) -> bool:
     return model == state.identity.get("model") and same_vocabulary(job.corpus.tokenizer_folder, folder / "tokenizer")
 
 
-@dataclass(frozen=True)
-class _ScoringOnly:
-    """A strategy whose engine keeps no moments, since nothing is trained: a quarter of the memory."""
-
-    strategy: Any
-
-    @property
-    def name(self) -> str:
-        return self.strategy.name
-
-    def degrees(self, world_size: int) -> Degrees:
-        return self.strategy.degrees(world_size)
-
-    def build(self, job: EngineJob) -> Engine:
-        return self.strategy.build(replace(job, make_optimizer=lambda named: torch.optim.SGD([parameter for _, parameter in named])))
-
-
-def scoring_only(job: Job) -> Job:
-    """A job whose engine does nothing but score."""
-    return replace(job, config=replace(job.config, strategy=_ScoringOnly(job.config.strategy)))
-
-
 def _evaluate(request: Request, job: Job, checkpoint: Path | None, state: RunState | None) -> None:
     """Everything behind the gates."""
     to = request.settings.to
@@ -190,7 +165,7 @@ def _evaluate(request: Request, job: Job, checkpoint: Path | None, state: RunSta
         | model_facts(job, fresh=checkpoint is None)
         | {"precision": f"compute {job.config.precision.compute}; weights and loss fp32"}
     )
-    engine = build_engine(scoring_only(job), resumed=checkpoint is not None)
+    engine = build_engine(job, resumed=checkpoint is not None, learns=False)
     if checkpoint:
         read_state(checkpoint, {name: tensor for name, tensor in engine.state().items() if name.startswith("model.")})
     most = job.config.train.evaluate_samples
@@ -224,7 +199,7 @@ def _written(job: Job, held_out: dict[str, int]) -> int:
 
 def _classes(job: Job, checkpoint: Path | None) -> dict[str, str]:
     """A warning where a folder calls its classes otherwise than the data does: nobody can tell whether their order is the same."""
-    if checkpoint or not job.corpus.labels or new_tensors(job):
+    if checkpoint or not job.corpus.labels or job.weights.new:
         return {}
     theirs = read_config(next(iter(job.skeleton.folders.values()))).id2label or {}
     pairs = [(theirs[number], name) for number, name in enumerate(job.corpus.labels)]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from trainer.errors import Refused
 from trainer.model.skeleton import Skeleton
-from trainer.model.weights import FromSafetensors
 from trainer.types import Needs, Vocabulary
 
 
 def model_problems(
     skeleton: Skeleton, vocabulary: Vocabulary, needs: Needs, sequence_length: int, target_length: int | None, same_tokenizer: bool
 ) -> list[str]:
-    """Everything about the model that cannot work, one sentence each.
+    """Everything about the model that cannot work, its weights apart, one sentence each.
 
     Args:
         skeleton: the model on meta.
@@ -52,15 +50,4 @@ def model_problems(
             f"The tokenizer has {found} sentinels <extra_id_0> ..., but rows of data.sequence_length={sequence_length} have up to "
             f"{needs.num_sentinels} spans: lower it, raise objective.mean_span, or name another tokenizer in data.tokenizer.path."
         )
-    return problems + _weight_problems(skeleton)
-
-
-def _weight_problems(skeleton: Skeleton) -> list[str]:
-    """What the pretrained folders lack; only headers are read."""
-    if not skeleton.folders:
-        return []
-    try:
-        FromSafetensors(skeleton, seed=0)
-    except Refused as refused:
-        return refused.problems
-    return []
+    return problems

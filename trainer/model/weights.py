@@ -37,6 +37,7 @@ class FromSeed:
     """
 
     def __init__(self, skeleton: Skeleton, seed: int):
+        self.new: list[str] = []
         self._model: PreTrainedModel = copy.deepcopy(skeleton.model)
         self._seed = seed
         self._units = list(_units(self._model, skeleton.family.blocks))
@@ -74,6 +75,7 @@ class Unfilled:
     """
 
     def __init__(self, skeleton: Skeleton, seed: int):
+        self.new: list[str] = []
         self._computed = FromSeed(skeleton, seed)
         self._parameters = {name for name, _ in skeleton.model.named_parameters(remove_duplicate=False)}
 

@@ -16,8 +16,6 @@ from trainer.data.config import Data
 from trainer.data.loader import deal
 from trainer.data.stream_config import Streamed
 from trainer.data.streaming import StreamedCorpus
-from trainer.model.skeleton import build_skeleton
-from trainer.model.weights import FromSafetensors
 from trainer.session.job import Job
 from trainer.session.passport import version
 from trainer.trainer import Outcome, Plan
@@ -58,7 +56,7 @@ def model_facts(job: Job, fresh: bool) -> dict[str, str]:
     degrees = config.strategy.degrees(job.launch.world_size)
     strategy = "single" if degrees.size == 1 and config.strategy.name == "ddp" else config.strategy.name  # alone, nothing is replicated
     where = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
-    new = new_tensors(job) if fresh and job.launch.rank == 0 else []
+    new = job.weights.new if fresh else []
     facts = {
         "model": f"{job.skeleton.family.name}, {counted(job.skeleton.num_parameters)} parameters, vocabulary {job.corpus.vocabulary.size:,}",
         "new": f"{len(new)} tensors ({_places(new, job.skeleton.head.new)}) drawn from the seed: untrained so far" if new else "",
@@ -67,18 +65,6 @@ def model_facts(job: Job, fresh: bool) -> dict[str, str]:
         "precision": f"compute {config.precision.compute}; master weights, gradients, moments and loss fp32",
     }
     return {name: fact for name, fact in facts.items() if fact}
-
-
-def new_tensors(job: Job) -> list[str]:
-    """Names of the parameters that a pretrained model's folders do not hold, because its task is new to it.
-
-    Looks at a second skeleton, because an engine may have filled the job's.
-    """
-    if not job.skeleton.folders:
-        return []
-    corpus = job.corpus
-    parts = (job.config.model, job.skeleton.task, corpus.vocabulary, job.skeleton.folders, corpus.labels, corpus.needs.label)
-    return FromSafetensors(build_skeleton(*parts), job.config.train.seed).new
 
 
 def _places(names: list[str], known: tuple[str, ...]) -> str:

@@ -11,6 +11,8 @@ from trainer.config import Config
 from trainer.data.prepare import Corpus
 from trainer.distributed.launch import Launch
 from trainer.model.skeleton import Skeleton
+from trainer.protocols import Weights
+from trainer.types import Context
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Job:
         launch: who this rank is.
         corpus: prepared.
         skeleton: the model on meta, until the engine fills it.
+        weights: its first values, not yet drawn or read.
+        context: what the objective may know when it collates.
         device: this rank's.
         console: prints on rank 0 only.
     """
@@ -30,6 +34,8 @@ class Job:
     launch: Launch
     corpus: Corpus
     skeleton: Skeleton
+    weights: Weights
+    context: Context
     device: torch.device
     console: Console
 

@@ -10,7 +10,7 @@ from trainer.callbacks.console import PlainLines
 from trainer.callbacks.summary import mean_shares, share_texts
 from trainer.config import load
 from trainer.distributed.launch import Launch
-from trainer.session.facts import closing_facts, new_tensors, opening_facts, unit
+from trainer.session.facts import closing_facts, opening_facts, unit
 from trainer.testing import last_wins
 from trainer.trainer import Outcome
 from trainer.types import Evaluation, StepRecord
@@ -56,7 +56,7 @@ def test_an_objective_is_told_with_its_settings(job):
 
 def test_a_new_head_is_told_until_it_is_trained(job):
     berts = job("two berts")
-    new, facts = new_tensors(berts), opening_facts(berts, FOLDER, 1, 0)
+    new, facts = berts.weights.new, opening_facts(berts, FOLDER, 1, 0)
     assert len(new) > 10 and all(".crossattention." in name or name.startswith("decoder.cls.predictions.") for name in new)
     assert (
         facts["new"].startswith(f"{len(new)} tensors (")
@@ -64,7 +64,7 @@ def test_a_new_head_is_told_until_it_is_trained(job):
         and facts["new"].endswith("untrained so far")
     )
     assert "new" not in opening_facts(berts, FOLDER, 1, 3), "its checkpoint holds all"
-    assert "new" not in opening_facts(job("bert"), FOLDER, 1, 0) and new_tensors(job("bert")) == []
+    assert "new" not in opening_facts(job("bert"), FOLDER, 1, 0) and job("bert").weights.new == []
 
 
 def test_a_mix_is_told_by_part(corpus_folder, tmp_path):
