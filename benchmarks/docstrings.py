@@ -8,13 +8,10 @@ training: the function's first line, its lines down to `def` (decorators include
 whatever the function. Takes minutes per seed. Writes benchmarks/results/docstrings.json.
 """
 
-import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,15 +19,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+from experiments import arguments, measured, run_experiment
 from machine import machine
-from torchmetrics.functional.text import rouge_score
 from transformers import AutoTokenizer
 
-from trainer.checkpoint.checkpointer import choose
-from trainer.config import Config, from_yaml
+from trainer.config import Config
 from trainer.data.prepare import Corpus, prepare
+from trainer.objective.seq2seq import rouge_l
 
-ROOT = Path(__file__).parents[1]
 SIZE = [
     "model=t5_tiny",
     "precision=fp32",
@@ -44,28 +40,6 @@ SIZE = [
     "optimizer.warmup_steps=100",
 ]
 """What is not as in the experiment, so that a CPU can do it in minutes."""
-
-
-def train(run_dir: Path, seed: int) -> None:
-    """Starts one run as a user does."""
-    command = [sys.executable, "train.py", "experiment=t5_docstrings", *SIZE, f"train.seed={seed}", f"run.dir={run_dir}"]
-    subprocess.run(command, cwd=ROOT, env={"OMP_NUM_THREADS": "2", **os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=True)
-
-
-def measured(run_dir: Path, seed: int) -> dict[str, Any]:
-    """What a finished run says of itself."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["kind"] == "train"]
-    held_out = [line for line in lines if line["kind"] == "evaluate"]
-    return {
-        "seed": seed,
-        "rouge_l": held_out[-1]["rouge_l"],
-        "exact_match": held_out[-1]["exact_match"],
-        "loss": held_out[-1]["loss"],
-        "examples": held_out[-1]["examples"],
-        "rouge_l_by_step": {line["step"]: line["rouge_l"] for line in held_out},
-        "training_seconds": sum(line["num_targets"] / line["tokens_per_second"] for line in steps),
-    }
 
 
 def texts(corpus: Corpus, split: str) -> tuple[list[str], list[str]]:
@@ -104,23 +78,10 @@ def down_to_def(source: str) -> str:
     return "\n".join(lines[: end + 1])
 
 
-def rouge_l(guesses: list[str], references: list[str]) -> float:
-    """The mean F-measure, as the objective computes it."""
-    return float(rouge_score(guesses, references, rouge_keys="rougeL")["rougeL_fmeasure"])
-
-
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--run-dir", type=Path, default=None)
-    arguments.add_argument("--seeds", type=int, nargs="+", default=[0])
-    given = arguments.parse_args()
-    parent = given.run_dir or Path(tempfile.mkdtemp())
-    runs = []
-    for seed in given.seeds:
-        run_dir = parent / f"seed-{seed}"
-        train(run_dir, seed)
-        runs.append(measured(run_dir, seed))
-    config = from_yaml((choose(run_dir)[0] / "config.yaml").read_text())
+    given = arguments(__doc__, [0])
+    config, lines = run_experiment("t5_docstrings", SIZE, given.seeds, given.run_dir)
+    runs = [measured(seed, told, "rouge_l", ["rouge_l", "exact_match", "loss", "examples"]) for seed, told in lines.items()]
     result = {
         "what": "T5 from scratch on the standard library's functions: first docstring line from source",
         **machine("torch", "transformers", "torchmetrics"),

@@ -7,48 +7,23 @@ every seed is judged on the same ones. Runs that DIR holds already are finished,
 minutes per seed. Writes benchmarks/results/minilm_vader.json.
 """
 
-import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+from experiments import arguments, measured, run_experiment
 from machine import machine
 
-from trainer.checkpoint.checkpointer import choose
-from trainer.config import Config, from_yaml
+from trainer.config import Config
 from trainer.data.prepare import prepare
 
-ROOT = Path(__file__).parents[1]
 TARGET = 0.82
-
-
-def train(run_dir: Path, seed: int) -> None:
-    """Starts one run as a user does."""
-    command = [sys.executable, "train.py", "experiment=minilm_vader", "precision=fp32", f"train.seed={seed}", f"run.dir={run_dir}"]
-    subprocess.run(command, cwd=ROOT, env={"OMP_NUM_THREADS": "2", **os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=True)
-
-
-def measured(run_dir: Path, seed: int) -> dict[str, Any]:
-    """What a finished run says of itself."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["kind"] == "train"]
-    held_out = [line for line in lines if line["kind"] == "evaluate"]
-    return {
-        "seed": seed,
-        "accuracy": held_out[-1]["accuracy"],
-        "f1_macro": held_out[-1]["f1_macro"],
-        "held_out_sentences": held_out[-1]["num_targets"],
-        "accuracy_by_step": {line["step"]: line["accuracy"] for line in held_out},
-        "training_seconds": sum(line["num_targets"] / line["tokens_per_second"] for line in steps),
-    }
 
 
 def corpus_facts(config: Config) -> dict[str, Any]:
@@ -66,17 +41,9 @@ def corpus_facts(config: Config) -> dict[str, Any]:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--run-dir", type=Path, default=None)
-    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    given = arguments.parse_args()
-    parent = given.run_dir or Path(tempfile.mkdtemp())
-    runs = []
-    for seed in given.seeds:
-        run_dir = parent / f"seed-{seed}"
-        train(run_dir, seed)
-        runs.append(measured(run_dir, seed))
-    config = from_yaml((choose(run_dir)[0] / "config.yaml").read_text())
+    given = arguments(__doc__, [0, 1, 2])
+    config, lines = run_experiment("minilm_vader", ["precision=fp32"], given.seeds, given.run_dir)
+    runs = [measured(seed, told, "accuracy", ["accuracy", "f1_macro", "num_targets"]) for seed, told in lines.items()]
     result = {
         "what": "all-MiniLM-L6-v2 on VADER film reviews, one epoch, fp32",
         **machine("torch", "transformers"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -62,17 +63,22 @@ class Seq2Seq:
         told = {"loss": means["nll"], "perplexity": perplexity(means["nll"])}
         if not outputs.texts:
             return told
-        from torchmetrics.functional.text import rouge_score
-
-        # Lists: of a tuple it would take each reference for many references of one character.
-        rouge = rouge_score(list(outputs.texts), list(outputs.references), tokenizer=_words, normalizer=str.lower, rouge_keys="rougeL")
         same = sum(text.strip() == reference.strip() for text, reference in zip(outputs.texts, outputs.references, strict=True))
-        return told | {"rouge_l": float(rouge["rougeL_fmeasure"]), "exact_match": same / len(outputs.texts)}
+        return told | {"rouge_l": rouge_l(outputs.texts, outputs.references), "exact_match": same / len(outputs.texts)}
+
+
+def rouge_l(texts: Sequence[str], references: Sequence[str]) -> float:
+    """The mean F-measure of the longest common subsequence of words, lower-cased."""
+    from torchmetrics.functional.text import rouge_score
+
+    # Lists: of a tuple it would take each reference for many references of one character.
+    judged = rouge_score(list(texts), list(references), tokenizer=_words, normalizer=str.lower, rouge_keys="rougeL")
+    return float(judged["rougeL_fmeasure"])
 
 
 def _words(text: str) -> list[str]:
-    """Words in any script; torchmetrics' own tokenizer knows only a to z and digits."""
-    return re.findall(r"\w+", text)
+    """Runs of letters and digits of any script; torchmetrics' own tokenizer, else the same, knows only a to z."""
+    return re.findall(r"[^\W_]+", text)
 
 
 def shifted(tokens: np.ndarray, context: Context) -> np.ndarray:
