@@ -178,11 +178,11 @@ def documents(corpus: Corpus) -> dict[tuple[str, str], set[tuple[int, ...]]]:
 
 
 def test_a_text_that_two_sources_have_is_on_one_side_in_both(mixed):
-    corpus = corpus_of([*mixed, "data.validation_fraction=0.1"])
+    corpus = corpus_of([*mixed, "data.validation_fraction=0.2"])
     assert len(list(corpus.folder.rglob("tokenizer.json"))) == 1, "one tokenizer for all sources"
     found = documents(corpus)
     for split in ("train", "validation"):
-        assert len(found["finance", split] & found["general", split]) >= 2, "so that there is something to be told apart"
+        assert len(found["finance", split] & found["general", split]) >= 3, "so that there is something to be told apart"
     everywhere = {split: found["finance", split] | found["general", split] for split in ("train", "validation")}
     assert not everywhere["train"] & everywhere["validation"]
 
