@@ -26,7 +26,7 @@ test: $(READY) ## the tests, one representative per matrix, under 15 minutes (AR
 	$(PYTEST) $(ARGS)
 
 test-fast: $(READY) ## unit, config and architecture tests, under 2 minutes
-	$(PYTEST) tests/unit tests/configs tests/architecture $(ARGS)
+	$(PYTEST) -n auto --maxprocesses 8 tests/unit tests/configs tests/architecture $(ARGS)
 
 test-all: $(READY) ## the whole matrices
 	$(PYTEST) -m "not soak" $(ARGS)

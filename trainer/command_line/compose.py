@@ -144,7 +144,8 @@ def _hydra(folders: Folders, skeleton: Any, schemas: Schemas, typed: Mapping[str
     for group, named in schemas.items():
         chosen = getattr(skeleton, group)
         for name, cls in named.items():
-            store.store(name=name, group=f"schema/{group}", node=chosen if type(chosen) is cls else cls)
+            if type(chosen) is cls:
+                store.store(name=name, group=f"schema/{group}", node=chosen)
         for name, cls in folders.registered.get(group, {}).items():
             store.store(name=name, group=group, node=chosen if type(chosen) is cls else cls)
     search = [f"file://{Path(path).resolve()}" for path in folders.paths[1:]]

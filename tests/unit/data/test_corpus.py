@@ -208,7 +208,10 @@ def test_a_part_without_training_text_is_refused_by_name(tmp_path):
 
 
 def test_bad_records_are_counted_by_part_and_the_limit_is_one_for_each(tmp_path):
-    content = {part: [*(text(f"{part} {number}") for number in range(20)), text("BAD"), text("half \ud800")] for part in ("a", "b")}
+    content = {
+        part: [*(text(f"{part} {number}") for number in range(20)), text("BAD"), replace(text("half \ud800"), name="half")]
+        for part in ("a", "b")
+    }
     corpus = prepare(given(tmp_path, content), TEXTS)
     assert corpus.num_bad == 4
     assert corpus.bad == {"a": 2, "b": 2}

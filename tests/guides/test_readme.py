@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import pytest
 
-from tests.unit.pages import ROOT, blocks, check_command, commands, links, spans, table
+from tests.guides.pages import ROOT, blocks, check_command, commands, links, spans, table
 from trainer import cli, errors
 from trainer.config import Config, folders, load, schemas
 from trainer.errors import Refused

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.unit.pages import ROOT, blocks, check_command, commands
+from tests.guides.pages import ROOT, blocks, check_command, commands
 from trainer import config
 
 PAGE = ROOT / "docs/adding-a-strategy.md"

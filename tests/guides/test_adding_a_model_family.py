@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.pages import ROOT, blocks, commands
+from tests.guides.pages import ROOT, blocks, commands
 
 PAGE = ROOT / "docs/adding-a-model-family.md"
 COPIED = ("trainer", "configs", "tests", "docs", "train.py", "pyproject.toml", "README.md")
