@@ -65,7 +65,10 @@ class TrainConfig:
         None, "steps between evaluations on the held-out split; None: only at the end", minimum=1, aliases=("eval_steps", "eval_interval")
     )
     evaluate_samples: int = setting(
-        128, "held-out samples per evaluation (of each source of a mix), the first ones", minimum=1, aliases=("max_eval_samples",)
+        128,
+        "held-out samples per evaluation (of each source of a mix), spread evenly over the split",
+        minimum=1,
+        aliases=("max_eval_samples",),
     )
     evaluate_generate: int = setting(
         32,

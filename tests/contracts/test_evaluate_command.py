@@ -111,7 +111,7 @@ def test_what_a_run_began_with_may_be_gone(task, tmp_path, runs):
     shutil.copytree(folder / "run", tmp_path / "masked")
     assert cli.main(["export", f"checkpoint={tmp_path / 'masked'}", f"to={tmp_path / 'bert'}"]) == 0
     classes = [item for item in task("bert classes") if not item.startswith(("model", "data.tokenizer"))]
-    tuned = last_wins([*classes, "model=pretrained", f"model.path={tmp_path / 'bert'}", *SHORT])
+    tuned = last_wins([*classes, "model=pretrained", f"model.path={tmp_path / 'bert'}", *SHORT, "optimizer.lr=1e-2"])
     train_curve(tuned, tmp_path / "run")
     *_, said = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     there = evaluated(1, tmp_path, f"checkpoint={tmp_path / 'run'}")

@@ -119,8 +119,9 @@ def cases(base):
 
 @torch.no_grad()
 def seen(job, model, samples):
-    """What the stock model says of the first samples, all at once: losses, guesses, texts."""
-    objective, ids = job.config.objective, np.arange(min(job.config.train.evaluate_samples, len(samples)))
+    """What the stock model says of samples all over the split, all at once: losses, guesses, texts."""
+    objective, number = job.config.objective, min(job.config.train.evaluate_samples, len(samples))
+    ids = np.array([place * len(samples) // number for place in range(number)])
     taken = samples.take(ids)
     batch, rows = assembly.collator(job)(taken), next(iter(taken.rows.values()))
     found = SimpleNamespace(labels=batch.labels, count=batch.counts["targets"], size=len(ids), texts=[], references=[])

@@ -128,14 +128,20 @@ class StepLoader:
             atexit.unregister(iterator._shutdown_workers)
 
 
+def spread(number: int, size: int) -> np.ndarray:
+    """The places of ``number`` samples taken evenly from ``size`` (all, if there are fewer), ascending."""
+    taken = min(number, size)
+    return np.arange(taken, dtype=np.int64) * size // max(taken, 1)
+
+
 def held_out_batches(
     samples: AnySet, collate: Collate, num_samples: int, micro_batch: int, data_rank: int = 0, data_size: int = 1
 ) -> Iterator[Batch]:
-    """This rank's micro-batches of the first ``num_samples`` samples (or all, if there are fewer), one for each block that is dealt.
+    """This rank's micro-batches of ``num_samples`` samples (or all, if there are fewer), one for each block that is dealt.
 
-    Every rank gets the same number of them, equal in number of samples and, block by block, in shape; none if there are no samples.
+    They are spread evenly over the split, because its beginning may be one file or one class. Every rank gets the same number of them, equal in number of samples and, block by block, in shape; none if there are no samples.
     """
-    ids = np.arange(min(num_samples, len(samples)), dtype=np.int64)
+    ids = spread(num_samples, len(samples))
     if not ids.size:
         return
     size = deal(ids, 0, data_size, micro_batch)[0].size
