@@ -10,7 +10,7 @@ TEXT = {
     "gpt2": ["model=gpt2_tiny"],
     "bert": ["objective=masked_lm", "model=bert_tiny"],
     "roberta": ["objective=masked_lm", "model=roberta_tiny", "objective.whole_word=true"],
-    "t5 spans": ["objective=span_corruption", "model=t5_tiny"],
+    "t5 spans": ["objective=span_corruption", "model=t5_tiny", "model.feed_forward=gated-gelu"],
     "bart spans": ["objective=span_corruption", "model=bart_tiny"],
 }
 """Over the tiny corpus of paragraphs."""
@@ -24,7 +24,7 @@ RECORDS = {
     "llama classes": ["objective=classification", "model=llama_tiny"],
     "gpt2 classes": ["objective=classification", "model=gpt2_tiny"],
     "bert tags": ["objective=classification", "objective.kind=multi_label", "model=bert_tiny", "data.label=tags"],
-    "roberta number": ["objective=classification", "objective.kind=regression", "model=roberta_tiny", "data.label=number"],
+    "roberta number": ["objective=classification", "objective.kind=regression", "model=roberta_tiny", "model.initializer_range=0.2", "data.label=number"],
 }
 """Over the same paragraphs as records, padded."""
 
@@ -51,7 +51,7 @@ def write_records(folder: Path, file: Path) -> Path:
                     "target": first,
                     "label": path.stem,
                     "tags": tags,
-                    "number": len(tags) / 4,
+                    "number": len(paragraph) / 50,
                 }
                 lines.write(json.dumps(record) + "\n")
     return file

@@ -30,8 +30,10 @@ def local_squared_norm(parameters: Iterable[nn.Parameter], world_size: int, devi
         part = local_part(gradient)
         groups[num_copies(gradient, world_size), part.device].append(part)
     shares = []
-    for (copies, _), gradients in groups.items():
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)), dtype=torch.float64)
+    for (copies, kept_on), gradients in groups.items():
+        # A CPU adds up one after the other and loses the last digits of a large tensor in fp32; a GPU adds up in a tree.
+        dtype = torch.float64 if kept_on.type == "cpu" else None
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, dtype=dtype)), dtype=torch.float64)
         shares.append(norm.to(device).square() / copies)
     return torch.stack(shares).sum() if shares else torch.zeros((), dtype=torch.float64, device=device)
 
