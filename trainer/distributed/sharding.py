@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from trainer.distributed.pieces import Pieces
+
 
 def local_index(tensor: Tensor) -> tuple[slice, ...] | None:
     """The slices of the full tensor that this rank holds; None for a plain tensor: all of it."""
@@ -18,12 +20,16 @@ def local_index(tensor: Tensor) -> tuple[slice, ...] | None:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """The local tensor of a DTensor; a plain tensor itself."""
+    """The local tensor of a DTensor, flat where only a range is held; a plain tensor itself."""
+    if isinstance(tensor, Pieces):
+        return tensor.held
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def num_copies(tensor: Tensor, world_size: int) -> int:
     """How many ranks hold the same local part as this one."""
+    if isinstance(tensor, Pieces):
+        return 1
     if not isinstance(tensor, DTensor):
         return world_size
     sizes = zip(tensor.placements, tensor.device_mesh.shape, strict=True)

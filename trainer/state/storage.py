@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+import queue
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner, HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint._hf_utils import _gen_file_name
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 
 def write_state(folder: Path, state: dict[str, Tensor]) -> None:
@@ -27,7 +34,7 @@ def write_state(folder: Path, state: dict[str, Tensor]) -> None:
         if not isinstance(value, Tensor):
             raise ValueError(f"checkpoint state '{name}' is a {type(value).__name__}; only tensors can be written. Put it into state.json.")
     with _quiet():
-        dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True), no_dist=_alone())
+        dcp.save(state, storage_writer=_Writer(str(folder), save_distributed=True), no_dist=_alone())
 
 
 def read_state(folder: Path, state: dict[str, Tensor]) -> None:
@@ -48,6 +55,22 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
     with _quiet():
         dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), planner=DefaultLoadPlanner(), no_dist=True)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+class _Writer(HuggingFaceStorageWriter):
+    """Puts the boxes that a rank holds of one tensor into files of their own: safetensors have each name once."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        seen: Counter[str] = Counter()
+        files: dict[int, list[WriteItem]] = {}
+        for item in plan.items:
+            seen[item.index.fqn] += 1
+            files.setdefault(seen[item.index.fqn], []).append(item)
+        waiting: queue.Queue[tuple[Any, str, list[WriteItem]]] = queue.Queue()
+        for number, items in files.items():
+            name = _gen_file_name(number, len(files), plan.storage_data["shard_index"])
+            waiting.put((self.fs.concat_path(self.path, name), name, items))
+        return self._write_data(planner, waiting)
 
 
 def _alone() -> bool:
