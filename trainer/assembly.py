@@ -62,9 +62,11 @@ def open_job(config: Config, launch: Launch) -> Job:
     if not problems:
         num_outputs = getattr(skeleton.model.config, "num_labels", 1)
         problems = objective_problems(config.objective, corpus.samples("train"), context, num_outputs)
+    device, console = choose_device(config.run.device, launch), Console(quiet=launch.rank > 0)
+    if hasattr(config.strategy, "device_problems"):
+        problems += config.strategy.device_problems(device.type)
     if problems:
         raise Refused(problems)
-    device, console = choose_device(config.run.device, launch), Console(quiet=launch.rank > 0)
     return Job(config, launch, corpus, skeleton, weights, context, device, console)
 
 
@@ -104,6 +106,9 @@ def build_engine(job: Job, resumed: bool = False, learns: bool = True) -> Engine
         mesh=build_mesh(degrees, job.device),
         device=job.device,
         seed=config.train.seed,
+        micro_batch=config.train.micro_batch,
+        accumulation=-(-config.train.global_batch // (job.launch.world_size * config.train.micro_batch)),
+        max_norm=config.optimizer.max_grad_norm,
     )
     return config.strategy.build(engine_job)
 

@@ -27,6 +27,7 @@ from trainer.optimizer.config import AdamW
 from trainer.precision.config import Precision
 from trainer.schema import grow, leaf_problems, leaves, setting
 from trainer.strategy.native import NativeStrategy
+from trainer.strategy.zero import ZeroStrategy
 
 if TYPE_CHECKING:
     from trainer.command_line.presets import Folders
@@ -136,7 +137,7 @@ class Config:
 
 
 GROUPS: dict[str, dict[str, type]] = {
-    "strategy": {"native": NativeStrategy},
+    "strategy": {"native": NativeStrategy, "zero": ZeroStrategy},
     "precision": {"precision": Precision},
     "objective": {
         "causal_lm": CausalLM,

@@ -147,11 +147,19 @@ class Engine(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """The live tensors by neutral name (``model.NAME``, ``optim.NAME.exp_avg`` ...); loading writes into them."""
+        """The live tensors by neutral name (``model.NAME``, ``optim.NAME.exp_avg`` ...): whole, DTensor, or trainer.distributed.pieces."""
+        ...
+
+    def load_state(self, read: Callable[[dict[str, Tensor]], None]) -> None:
+        """Lets ``read`` fill all or some of ``state()`` in place, then trains on from what it holds."""
         ...
 
     def dtypes(self) -> dict[str, str]:
         """The number type of each kind of tensor, read back from live ones."""
+        ...
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """JSON derived from our config for a library underneath, by the name under which ``run.dir`` keeps it."""
         ...
 
     def close(self) -> None:
@@ -172,6 +180,9 @@ class EngineJob:
         mesh: axes as in trainer.distributed.degrees.
         device: this rank's.
         seed: ``train.seed``, for dropout.
+        micro_batch: most samples per forward on one rank.
+        accumulation: most micro-batches per step on one rank.
+        max_norm: to which gradients are clipped; None: they are not.
     """
 
     skeleton: Any
@@ -182,10 +193,16 @@ class EngineJob:
     mesh: DeviceMesh
     device: torch.device
     seed: int
+    micro_batch: int
+    accumulation: int
+    max_norm: float | None
 
 
 class Strategy(Protocol):
-    """A config dataclass that knows its degrees and builds its engine."""
+    """A config dataclass that knows its degrees and builds its engine.
+
+    It may also have ``device_problems(device)``: what cannot work on this rank's ``cpu`` or ``cuda``, a sentence each.
+    """
 
     name: str
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
 
     engine = build_engine(job, resumed=found is not None)
     if found:
-        read_state(found[0], engine.state())
+        engine.load_state(partial(read_state, found[0]))
         job.say(f"resuming from {found[0]} at step {state.step}")
     metrics = _open_metrics(directory, state, own=bool(found and found[0].is_relative_to(directory.path)), job=job)
     print_facts(job.console, "isotrain", opening_facts(job, directory.path, engine.data_size, state.step))
@@ -111,6 +112,8 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
     if launch.rank == 0 and metrics is not None:
         directory.write_config(to_yaml(config))
         directory.write_passport(_passport(job, engine, same, surroundings))
+        for name, content in engine.files().items():
+            directory.write_derived(name, content)
         bar = job.console.is_terminal and not config.run.quiet
         per, said = unit(job.corpus.needs), job.console
         callbacks = [JsonLines(metrics), ProgressBar(said, plan.steps, state.step, per) if bar else PlainLines(said, plan.steps, per)]

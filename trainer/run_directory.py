@@ -114,6 +114,10 @@ class RunDirectory:
         """Writes what was run on what, and what was read back, to ``passport.json``."""
         write_atomically(self.passport, _json(passport, indent=2))
 
+    def write_derived(self, name: str, content: dict[str, Any]) -> None:
+        """Writes what a library underneath was told."""
+        write_atomically(self.path / name, _json(content, indent=2))
+
     def write_exit(self, code: int, sentence: str) -> None:
         """Writes how the run ended to ``exit.json``, if that is still possible: a full disk must not hide the reason."""
         with contextlib.suppress(OSError):

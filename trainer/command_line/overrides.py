@@ -15,7 +15,14 @@ from trainer.command_line.suggest import did_you_mean, nearest, nearest_key
 from trainer.schema import Leaf
 
 _OVERRIDE = re.compile(r"(?P<prefix>\+\+|\+|)(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
-_WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
+_WANTED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: "keys and values, such as {a: {b: 1}}",
+}
 _WANTED_IN_LIST = {"list[int]": "a list of whole numbers, such as [1, 2]", "list[str]": "a list, such as [a, b]"}
 
 
@@ -125,7 +132,7 @@ def set_value(tree: DictConfig, leaf: Leaf, value: Any, typed: str, source: str 
         template = " In a template of columns, write \\x24 for a dollar before a brace." if leaf.key.startswith("data.") else ""
         return f"{leaf.key}={typed}{source} holds an interpolation; values are taken as they are written: put the value itself.{template}"
     try:
-        OmegaConf.update(tree, leaf.key, value)
+        OmegaConf.update(tree, leaf.key, value, merge=False)
     except OmegaConfBaseException:
         return _wrong_type(leaf, typed, source)
     return None
@@ -144,7 +151,7 @@ def _read(text: str, leaf: Leaf) -> Any:
         quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
         return text[1:-1] if quoted else text
     value = OmegaConf.from_dotlist([f"value={text}"])["value"]
-    if value is None or (leaf.type is list) != OmegaConf.is_list(value):
+    if value is None or (leaf.type is list) != OmegaConf.is_list(value) or (leaf.type is dict) != OmegaConf.is_dict(value):
         raise yaml.YAMLError("not a value of this type")
     return value
 

@@ -167,7 +167,7 @@ def _evaluate(request: Request, job: Job, checkpoint: Path | None, state: RunSta
     )
     engine = build_engine(job, resumed=checkpoint is not None, learns=False)
     if checkpoint:
-        read_state(checkpoint, {name: tensor for name, tensor in engine.state().items() if name.startswith("model.")})
+        engine.load_state(lambda state: read_state(checkpoint, {name: state[name] for name in state if name.startswith("model.")}))
     most = job.config.train.evaluate_samples
     taken = sum(min(most, size) for size in held_out.values())
     source = str(checkpoint or next(iter(job.skeleton.folders.values())))

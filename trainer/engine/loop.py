@@ -54,7 +54,7 @@ class Loop:
             with self._dropout(step, number), self._parts.accumulating(number == len(micro_batches) - 1):
                 terms = self.terms(batch, self._parts.trained)
                 learned = [term for term in terms.values() if term.sum.requires_grad]
-                torch.autograd.backward([term.sum for term in learned], [term.weight * shares[term.count_key] for term in learned])
+                self._parts.backward([term.sum for term in learned], [term.weight * shares[term.count_key] for term in learned])
             for name, term in terms.items():
                 so_far = term.sum.detach() + totals[name].sum if name in totals else term.sum.detach()
                 totals[name] = Term(so_far, term.count_key, term.weight)
@@ -69,7 +69,7 @@ class Loop:
         self._must_rehearse = False
         with self._dropout(0, 0):
             terms = self.terms(batch, self._parts.trained)
-            torch.autograd.backward([term.sum for term in terms.values() if term.sum.requires_grad])
+            self._parts.backward([term.sum for term in terms.values() if term.sum.requires_grad])
         self._parts.optimizer.zero_grad()
 
     def terms(self, batch: Batch, scorer: torch.nn.Module) -> LossTerms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +12,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.distributed.grad_norm import local_squared_norm, scale_gradients
+from trainer.engine.data_ranks import DataRanks
 from trainer.engine.loop import Loop
 from trainer.engine.observe import observe_dtypes
 from trainer.model.names import named_owners
 from trainer.parallel.parallelize import Parallelized
 from trainer.protocols import EngineJob
 from trainer.state.native import neutral_state
-from trainer.types import Batch, LossTerms, Scores, StepPlan, StepStats, Term
+from trainer.types import Batch, LossTerms, Scores, StepPlan, StepStats
 
 
 class NativeEngine:
@@ -33,7 +34,8 @@ class NativeEngine:
         self._parts = parts
         self.device = job.device
         self._world_size = dist.get_world_size()
-        self.data_rank, self.data_size = dist.get_rank(), dist.get_world_size()  # every axis so far is a data axis
+        self._ranks = DataRanks(job.device)
+        self.data_rank, self.data_size = self._ranks.rank, self._ranks.size
         self._loop = Loop(parts, job.objective, job.device, self.data_rank, self.data_size, job.seed)
         self._named = list(named_owners(parts.model))
         self._parameters = [parameter for _, parameter in self._named]
@@ -41,23 +43,15 @@ class NativeEngine:
         self._dtypes: dict[str, str] | None = None
         self._peak_rates = [group["lr"] for group in parts.optimizer.param_groups]
         self._squared_norm: Tensor | None = None
-        self._rank_losses = torch.zeros(self.data_size, dtype=torch.float64, device=job.device)
-        self._lower, self._higher = self._rank_losses[: self.data_rank], self._rank_losses[self.data_rank + 1 :]
         parts.model.train()
 
     def sum_over_data(self, values: Tensor) -> Tensor:
         """Adds up ``values`` over the data ranks; moves them to the device first."""
-        summed = values.to(self.device, non_blocking=True)
-        if self.data_size > 1:
-            dist.all_reduce(summed)
-        return summed
+        return self._ranks.sum(values)
 
     def gather_over_data(self, values: Tensor) -> Tensor:
         """The data ranks' ``values`` (n, ...) one after the other, on every rank."""
-        values = values.to(self.device).contiguous()
-        gathered = [torch.empty_like(values) for _ in range(self.data_size)]
-        dist.all_gather(gathered, values)
-        return torch.cat(gathered)
+        return self._ranks.gather(values)
 
     def forward_backward(self, step: int, micro_batches: list[Batch], counts: dict[str, Tensor]) -> LossTerms:
         """Accumulates the step's gradient; one packed all-reduce brings loss terms, norm and each rank's loss together."""
@@ -66,14 +60,9 @@ class NativeEngine:
                 local = self._loop.run(step, micro_batches, counts)
         else:
             local = self._loop.run(step, micro_batches, counts)
-        sums = torch.stack([term.sum for term in local.values()])
-        squared = local_squared_norm(self._parameters, self._world_size, self.device)
-        # This rank's own loss between zeros for the other ranks: added up, each has its place. The norm makes all of it float64.
-        parts = [sums, squared[None], self._lower, sums.sum(0, keepdim=True), self._higher]
-        packed = self.sum_over_data(torch.cat(parts))
-        *totals, self._squared_norm = packed[: len(local) + 1].unbind()
-        self._rank_losses = packed[len(local) + 1 :]
-        return {name: Term(total, term.count_key, term.weight) for total, (name, term) in zip(totals, local.items(), strict=True)}
+        terms, squared = self._ranks.totals(local, local_squared_norm(self._parameters, self._world_size, self.device)[None])
+        self._squared_norm = squared[0]
+        return terms
 
     def optimizer_step(self, plan: StepPlan) -> StepStats:
         """Clips and applies the gradient; the fused optimizer itself leaves everything untouched when the norm is not finite."""
@@ -90,7 +79,7 @@ class NativeEngine:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._squared_norm = None
-        return StepStats(grad_norm=norm, applied=finite, rank_losses=self._rank_losses)
+        return StepStats(grad_norm=norm, applied=finite, rank_losses=self._ranks.losses)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> tuple[LossTerms, Scores]:
@@ -106,12 +95,20 @@ class NativeEngine:
             yield self._parts.model, {"synced_gpus": self._world_size > 1}
 
     def state(self) -> dict[str, Tensor]:
-        """The live tensors by neutral name; loading writes into them."""
+        """The live tensors by neutral name."""
         return neutral_state(self._named, self._parts.optimizer)
+
+    def load_state(self, read: Callable[[dict[str, Tensor]], None]) -> None:
+        """Lets ``read`` fill the live tensors in place."""
+        read(self.state())
 
     def dtypes(self) -> dict[str, str]:
         """The number type of each kind of tensor, observed during the first step; empty before it."""
         return dict(self._dtypes or {})
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Nothing: torch is called directly."""
+        return {}
 
     def close(self) -> None:
         """Drops the model and the optimizer."""

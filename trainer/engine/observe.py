@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.precision.dtypes import NAMES
+from trainer.precision.dtypes import NAMES, common_name
 
 
 @contextmanager
-def observe_dtypes(block: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[dict[str, str]]:
-    """Yields a dict that is filled in while a step runs inside: master parameters, compute, activations, gradients, moments.
+def observe_compute(block: nn.Module) -> Iterator[dict[str, str]]:
+    """Yields a dict that is filled in while a step runs inside: ``compute``, ``activations``.
 
     Args:
         block: a transformer block that the step runs through.
-        optimizer: over the master parameters.
     """
     seen: dict[str, str] = {}
 
@@ -29,17 +28,25 @@ def observe_dtypes(block: nn.Module, optimizer: torch.optim.Optimizer) -> Iterat
         seen["activations"] = NAMES[hidden.dtype]
 
     # A layer inside the block, not the block: when a block's own hook runs, its gathered parameters have been freed again.
-    layer = next(module for module in block.modules() if getattr(module, "weight", None) is not None and module.weight.ndim == 2)
+    layer = next(module for module in block.modules() if getattr(module, "weight", None) is not None and len(_size(module.weight)) == 2)
     handle = layer.register_forward_hook(look)
     try:
         yield seen
     finally:
         handle.remove()
+
+
+@contextmanager
+def observe_dtypes(block: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[dict[str, str]]:
+    """The same, and ``masters``, ``gradients`` and ``moments`` of ``optimizer``, which holds the masters."""
+    with observe_compute(block) as seen:
+        yield seen
     masters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    seen["masters"] = _one_name({parameter.dtype for parameter in masters})
-    seen["gradients"] = _one_name({parameter.grad.dtype for parameter in masters if parameter.grad is not None})
-    seen["moments"] = _one_name({optimizer.state[parameter][key].dtype for parameter in masters for key in ("exp_avg", "exp_avg_sq")})
+    seen["masters"] = common_name(masters)
+    seen["gradients"] = common_name(parameter.grad for parameter in masters if parameter.grad is not None)
+    seen["moments"] = common_name(optimizer.state[parameter][key] for parameter in masters for key in ("exp_avg", "exp_avg_sq"))
 
 
-def _one_name(dtypes: set[torch.dtype]) -> str:
-    return " and ".join(sorted(NAMES.get(dtype, str(dtype)) for dtype in dtypes))
+def _size(weight: Any) -> torch.Size:
+    """A parameter's, though it may be spread over ranks by DeepSpeed and empty meanwhile."""
+    return getattr(weight, "ds_shape", weight.shape)

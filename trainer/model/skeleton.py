@@ -41,22 +41,19 @@ class Skeleton:
         family: its places.
         task: what it is trained for; names its head.
         folders: where pretrained weights lie, by the prefix of the names that they give; empty for a random initialisation.
+        num_parameters: of the whole model, tied ones once.
     """
 
     model: PreTrainedModel
     family: Family
     task: str
     folders: dict[str, Path]
+    num_parameters: int
 
     @property
     def head(self) -> Head:
         """The head of its task."""
         return self.family.head(self.task)
-
-    @property
-    def num_parameters(self) -> int:
-        """Parameters, tied ones once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
 
 
 def build_skeleton(
@@ -98,7 +95,7 @@ def build_skeleton(
         for module in built.modules():
             if isinstance(module, torch.nn.Embedding):
                 module.padding_idx = None
-    return Skeleton(built, family, task, folders)
+    return Skeleton(built, family, task, folders, sum(parameter.numel() for parameter in built.parameters()))
 
 
 def _require_order(config: PreTrainedConfig, names: tuple[str, ...]) -> None:

@@ -1,11 +1,11 @@
-"""AdamW over parameter groups by weight decay, with its moments made at once so that there is always a whole state to load into."""
+"""AdamW over parameter groups by weight decay, and its moments, made at once so that there is always a whole state to load into."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.optimizer.config import AdamW
 
@@ -25,13 +25,18 @@ def build_adamw(config: AdamW, named: Iterable[tuple[str, nn.Parameter]]) -> tor
         {"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(
+    return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )
-    for _, parameter in trained:
+
+
+def make_moments(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> None:
+    """Gives each of ``parameters``, which ``optimizer`` updates, moments of zero; an optimizer without moments is left alone."""
+    if not isinstance(optimizer, torch.optim.AdamW):
+        return
+    for parameter in parameters:
         optimizer.state[parameter] = {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg": torch.zeros_like(parameter, requires_grad=False, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False, memory_format=torch.preserve_format),
         }
-    return optimizer

@@ -17,6 +17,7 @@ from torch import nn
 from trainer.distributed.sharding import local_index, local_part
 from trainer.model.head import Scorer, swap_head
 from trainer.model.names import aliases, named_owners
+from trainer.optimizer.adamw import make_moments
 from trainer.parallel import ddp, fsdp
 from trainer.parallel.layout import Layout
 from trainer.precision.dtypes import DTYPES
@@ -35,6 +36,7 @@ class Parallelized:
         optimizer: over the model's parameters.
         gather_root: makes what lies outside of blocks whole, before the model's parts are called one by one.
         rehearses: whether the first backward must be one that does not count, because later ones add up in another order.
+        backward: takes roots and the gradient of each, as ``torch.autograd.backward`` does.
     """
 
     model: nn.Module
@@ -44,6 +46,7 @@ class Parallelized:
     optimizer: torch.optim.Optimizer
     gather_root: Callable[[], None]
     rehearses: bool
+    backward: Callable[..., None] = torch.autograd.backward
 
 
 def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
@@ -58,8 +61,8 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
         sharded_over = mesh["shard"] if mesh["replicate"].size() == 1 else mesh["replicate", "shard"]
         fsdp.shard(model, family.blocks, layout, job.precision, sharded_over)
 
-    _allocate(model, tied, job.device, parameters_on="cpu" if layout.cpu_offload else job.device)
-    _fill(model, job.weights)
+    allocate(model, tied, job.device, parameters_on="cpu" if layout.cpu_offload else job.device)
+    fill(model, job.weights)
 
     casts_itself = layout.fully_shard or job.precision.compute == "fp32"
     scorer = Scorer(model, head, family, ending.bias, compute_dtype=None if casts_itself else DTYPES[job.precision.compute])
@@ -71,30 +74,37 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
         trained = ddp.replicate(scorer, mesh["replicate"], layout.bucket_mb)
         accumulating = partial(ddp.accumulating, trained)
 
+    optimizer = job.make_optimizer(named_owners(model))
+    make_moments(optimizer, [parameter for group in optimizer.param_groups for parameter in group["params"]])
     return Parallelized(
         model,
         scorer,
         trained,
         accumulating,
-        job.make_optimizer(named_owners(model)),
+        optimizer,
         gather_root=partial(fsdp.gather_root, model) if layout.fully_shard else lambda: None,
         rehearses=trained is not scorer,
     )
 
 
-def _allocate(model: nn.Module, tied: dict[str, str], device: torch.device, parameters_on: torch.device | str) -> None:
+def allocate(model: nn.Module, tied: dict[str, str], device: torch.device, parameters_on: torch.device | str) -> None:
     """Gives every meta tensor memory; ``to_empty`` breaks ties, so they are made again."""
     model.to_empty(device=parameters_on)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module.register_buffer(name, buffer.to(device), persistent=name not in module._non_persistent_buffers_set)
     for alias, owner in tied.items():
-        path, _, leaf = alias.rpartition(".")
-        setattr(model.get_submodule(path), leaf, model.get_parameter(owner))
+        put(model, alias, model.get_parameter(owner))
+
+
+def put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Makes ``parameter`` the one of this dotted name."""
+    path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(path), leaf, parameter)
 
 
 @torch.no_grad()
-def _fill(model: nn.Module, weights: Weights) -> None:
+def fill(model: nn.Module, weights: Weights) -> None:
     """Writes each parameter's and buffer's first value into the part of it that this rank holds."""
     for name, tensor in [*named_owners(model), *model.named_buffers()]:
         local_part(tensor).copy_(weights.fill(name, local_index(tensor)))

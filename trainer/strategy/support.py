@@ -16,14 +16,14 @@ class Supported:
     family: tuple[str, ...]
 
 
-_NATIVE = {"strategy": ("single", "ddp", "fsdp", "hsdp"), "precision": ("fp32", "bf16")}
+_ANYHOW = {"strategy": ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3"), "precision": ("fp32", "bf16")}
 
 SUPPORTED = (
-    Supported(**_NATIVE, objective=("causal_lm",), family=("llama", "gpt2")),
-    Supported(**_NATIVE, objective=("masked_lm",), family=("bert", "roberta")),
-    Supported(**_NATIVE, objective=("span_corruption",), family=("t5", "bart")),
-    Supported(**_NATIVE, objective=("seq2seq",), family=("t5", "bart", "encoder_decoder")),
-    Supported(**_NATIVE, objective=("classification",), family=("bert", "roberta", "llama", "gpt2")),
+    Supported(**_ANYHOW, objective=("causal_lm",), family=("llama", "gpt2")),
+    Supported(**_ANYHOW, objective=("masked_lm",), family=("bert", "roberta")),
+    Supported(**_ANYHOW, objective=("span_corruption",), family=("t5", "bart")),
+    Supported(**_ANYHOW, objective=("seq2seq",), family=("t5", "bart", "encoder_decoder")),
+    Supported(**_ANYHOW, objective=("classification",), family=("bert", "roberta", "llama", "gpt2")),
 )
 
 AXES = ("strategy", "precision", "objective", "family")

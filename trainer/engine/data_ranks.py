@@ -1,0 +1,54 @@
+"""The ranks that see different samples: what engines add up and put together over them."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.types import LossTerms, Term
+
+
+class DataRanks:
+    """This rank's place among them.
+
+    Args:
+        device: this rank's.
+
+    Attributes:
+        rank, size: every axis so far is a data axis.
+        losses: the loss that each rank added to the last step, float64, on every rank.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.losses = torch.zeros(self.size, dtype=torch.float64, device=device)
+        self._lower, self._higher = self.losses[: self.rank], self.losses[self.rank + 1 :]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Adds up ``values`` over the data ranks; moves them to the device first."""
+        summed = values.to(self._device, non_blocking=True)
+        if self.size > 1:
+            dist.all_reduce(summed)
+        return summed
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The data ranks' ``values`` (n, ...) one after the other, on every rank."""
+        values = values.to(self._device).contiguous()
+        gathered = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(gathered, values)
+        return torch.cat(gathered)
+
+    def totals(self, local: LossTerms, more: Tensor) -> tuple[LossTerms, Tensor]:
+        """Adds up a step's terms, ``more`` (n,) and each rank's own loss in one packed all-reduce.
+
+        Returns:
+            The terms and ``more``, summed; ``losses`` is set.
+        """
+        sums = torch.stack([term.sum for term in local.values()])
+        # This rank's own loss between zeros for the other ranks: added up, each has its place. These make all of it float64.
+        packed = self.sum(torch.cat([sums, more, self._lower, sums.sum(0, keepdim=True), self._higher]))
+        totals, summed, self.losses = packed.split([len(local), more.numel(), self.size])
+        terms = {name: Term(total, term.count_key, term.weight) for total, (name, term) in zip(totals.unbind(), local.items(), strict=True)}
+        return terms, summed
