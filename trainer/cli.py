@@ -8,11 +8,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from trainer.command_line.suggest import did_you_mean, nearest
-from trainer.distributed.launch import Launch, read_launch
+from trainer.distributed.launch import Launch, read_launch, without_local_rank
 from trainer.distributed.lifetime import die_with_torchrun
 from trainer.distributed.stop import listen
 from trainer.errors import Failure, Refused
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         die_with_torchrun(os.environ)
         launch = read_launch(os.environ)
-        return _run(arguments, launch)
+        return _run(without_local_rank(arguments, os.environ), launch)
     except Failure as failure:
         _replace_stale_exit(arguments, launch, failure)
         report(_refusal(failure) if isinstance(failure, Refused) else f"isotrain: {failure}\n", launch, failure.speaker)
@@ -77,6 +78,7 @@ def _run(arguments: list[str], launch: Launch) -> int:
 
 def _with_config(command: str, flags: argparse.Namespace, overrides: list[str], launch: Launch) -> int:
     from trainer import config as schema
+    from trainer.command_line.decided import load
 
     _folder(flags.config_dir)
     if flags.help is not None:
@@ -86,7 +88,7 @@ def _with_config(command: str, flags: argparse.Namespace, overrides: list[str], 
         return _say(group_page(flags.help, *parts) if flags.help else overview(command, *parts), launch)
     num_shown = _number(flags.show)
     ranks_known = launch.launched or (command == "train" and not flags.cfg)
-    config = schema.load(overrides, launch.world_size if ranks_known else None, flags.config_dir)
+    config, notes = load(overrides, launch.world_size if ranks_known else None, flags.config_dir, os.environ)
     if flags.cfg:
         return _say(schema.to_yaml(config), launch)
     if command == "prepare":
@@ -96,7 +98,7 @@ def _with_config(command: str, flags: argparse.Namespace, overrides: list[str], 
     signals = listen(launch)
     from trainer.run import train
 
-    return train(config, launch, signals)
+    return train(config, replace(launch, notes=notes), signals)
 
 
 def _number(shown: str | None) -> int:

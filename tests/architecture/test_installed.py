@@ -42,11 +42,12 @@ def scripts(wheel, tmp_path_factory):
     return folder / "bin"
 
 
-def test_the_wheel_carries_every_config_and_module_and_nothing_else(wheel):
+def test_the_wheel_carries_every_config_launch_file_and_module_and_nothing_else(wheel):
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    configs = {f"trainer/{file.relative_to(ROOT)}" for file in ROOT.glob("configs/**/*.yaml")}
+    beside = {f"trainer/{file.relative_to(ROOT)}" for folder in ("configs", "launch") for file in ROOT.glob(f"{folder}/**/*.yaml")}
     modules = {str(file.relative_to(ROOT)) for file in ROOT.glob("trainer/**/*.py")}
-    assert packed == configs | modules
+    assert packed == beside | modules
+    assert "trainer/launch/accelerate/zero3.yaml" in packed
 
 
 def test_commands_work_in_an_empty_folder(scripts, tmp_path):

@@ -1,6 +1,7 @@
 """Every command line of bad_configs.yaml is refused with the keys and the suggestions that it deserves."""
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +38,8 @@ def ask(tmp_path, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, module, accepted)
 
     def run(case: dict) -> Answer:
-        for name in (*RANKS, *ADDRESS, "LOCAL_WORLD_SIZE"):
+        accelerates = [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_"))]
+        for name in (*RANKS, *ADDRESS, "LOCAL_WORLD_SIZE", *accelerates):
             monkeypatch.delenv(name, raising=False)
         world = case.get("world")
         launcher = dict.fromkeys(("RANK", "LOCAL_RANK"), "0") | {"WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}

@@ -65,7 +65,10 @@ def test_a_setting_without_effect_is_refused(row):
 def test_matrix_has_a_row_per_objective_and_puts_strategies_together_that_are_alike():
     lines = markdown_matrix().splitlines()
     assert lines[0] == "| objective | strategy | llama | gpt2 | bert | roberta | t5 | bart | encoder_decoder |"
-    assert lines[2] == "| `causal_lm` | `single`, `ddp`, `fsdp`, `hsdp` | fp32, bf16 | fp32, bf16 | - | - | - | - | - |"
+    assert (
+        lines[2]
+        == "| `causal_lm` | `single`, `ddp`, `fsdp`, `hsdp`, `zero1`, `zero2`, `zero3` | fp32, bf16 | fp32, bf16 | - | - | - | - | - |"
+    )
     assert len(lines) == 2 + 5
 
 

@@ -2,15 +2,16 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from trainer import cli
+from trainer.command_line.decided import load
 from trainer.command_line.settings import load_settings
 from trainer.commands.config import SETTINGS
 from trainer.commands.request import request
-from trainer.config import load
 
 ROOT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -87,6 +88,15 @@ def check_command(words: list[str], made: set[str]) -> None:
 
         launcher = parse_args(arguments)
         _train([launcher.training_script, *launcher.training_script_args], int(launcher.nproc_per_node), made)
+    elif program == "srun":  # of a page's own options it is told none, so what follows is the command
+        check_command(arguments, made)
+    elif program == "accelerate":
+        _accelerate(arguments, made)
+    elif program == "deepspeed":
+        from deepspeed.launcher.runner import parse_args as deepspeed_args
+
+        started = deepspeed_args(arguments)
+        _train([started.user_script, *started.user_args], started.num_gpus, made)
     elif program == "python":
         _train(arguments, 1, made)
     else:
@@ -104,14 +114,23 @@ def check_command(words: list[str], made: set[str]) -> None:
             _train(["train.py", *overrides], None if command == "prepare" else 1, made)
 
 
-def _train(words: list[str], world_size: int | None, made: set[str]) -> None:
+def _accelerate(words: list[str], made: set[str]) -> None:
+    from tests.configs.accelerate_environment import environment
+
+    assert words[0] == "launch"
+    script = words.index("train.py")
+    variables, number = environment(*words[1:script])
+    _train(words[script:], number, made, variables)
+
+
+def _train(words: list[str], world_size: int | None, made: set[str], environ: Mapping[str, str] = MappingProxyType({})) -> None:
     script, *arguments = words
     assert script == "train.py" and Path(script).is_file()
     flags, overrides = cli._flags(arguments)
     if flags.help is not None or flags.cfg:
         assert cli.main(["train", *arguments]) == 0
         return
-    config = load(overrides, world_size, flags.config_dir)
+    config, _ = load(overrides, world_size, flags.config_dir, environ)
     for part in (config.data, config.model):
         if path := getattr(part, "path", None):
             _require(path, made)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from trainer.errors import Refused
 
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+ONE_OF_ACCELERATE = "ACCELERATE_USE_CPU"
+"""Set, to True or False, by the launcher of accelerate that starts one process, and by no other."""
+_LOCAL_RANK = re.compile(r"--local[_-]rank=(.*)")
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Launch:
         local_rank: place among the processes of this machine.
         local_world_size: number of processes on this machine.
         launched: whether a launcher (torchrun, srun, accelerate) started it; False: it is alone.
+        notes: what the launcher's own configuration has decided, in words, by the fact of the opening summary that they go with.
     """
 
     rank: int = 0
@@ -28,6 +33,7 @@ class Launch:
     local_rank: int = 0
     local_world_size: int = 1
     launched: bool = False
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_launch(environ: Mapping[str, str]) -> Launch:
@@ -36,9 +42,12 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
     LOCAL_WORLD_SIZE is optional: without it all ranks are taken to be on one machine.
 
     Raises:
-        Refused: anything in between, naming what is missing; a number that is none; a rank outside its world.
+        Refused: anything in between, naming what is missing; a number that is none; a rank outside its world; one process of
+            accelerate's that should have been several.
     """
     if not any(environ.get(name) for name in RANKS):
+        if ONE_OF_ACCELERATE in environ and all(environ.get(name) for name in ADDRESS):
+            raise Refused(_several_were_asked_for())
         return Launch()
     names = (*RANKS, *ADDRESS)
     if missing := [name for name in names if not environ.get(name)]:
@@ -60,6 +69,31 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
     if problems:
         raise Refused(problems)
     return Launch(rank, world_size, local_rank, local_world_size, launched=True)
+
+
+def _several_were_asked_for() -> str:
+    """What to do about accelerate's launcher for one process, which sets an address where several were asked for, and starts one."""
+    return (
+        "accelerate launch was asked for several processes and has started one without RANK, as it does with --cpu, MULTI_CPU, "
+        "distributed_type: 'NO' or no GPU. Give it a YAML with distributed_type: MULTI_GPU, use_cpu: true and num_processes: 2, which "
+        "starts 2 on CPU (accelerate launch --config_file launch/accelerate/cpu.yaml train.py ...), or use torchrun; for one rank, pass "
+        f"--num_processes 1 and unset {' and '.join(ADDRESS)}."
+    )
+
+
+def without_local_rank(arguments: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    """The command line without ``--local_rank=N``, which the deepspeed launcher puts first; LOCAL_RANK says the same.
+
+    Raises:
+        Refused: LOCAL_RANK says something else.
+    """
+    found = [match for argument in arguments if (match := _LOCAL_RANK.fullmatch(argument))]
+    known = environ.get("LOCAL_RANK", "")
+    for match in found:
+        if match[1] != (known or "0"):
+            is_known = f"LOCAL_RANK={known}" if known else "no LOCAL_RANK, so this is the only rank"
+            raise Refused(f"{match[0]} contradicts the environment, which has {is_known}: leave it out, or start with a launcher.")
+    return [argument for argument in arguments if not _LOCAL_RANK.fullmatch(argument)]
 
 
 def _integers(environ: Mapping[str, str], names: tuple[str, ...]) -> list[int]:

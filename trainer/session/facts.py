@@ -36,13 +36,14 @@ def opening_facts(job: Job, folder: Path, data_size: int, done: int) -> dict[str
     """
     train = job.config.train
     more = f"; {done:,} are done" if done else ""
-    return {
+    facts = {
         **model_facts(job, fresh=done == 0),
         "batch": _batch(job, data_size),
         **_data(job, data_size),
         "steps": f"{train.steps:,}{_amount(job)}{more}",
         "run": f"{folder}  (isotrain {version('isotrain') or 'from a checkout'})",
     }
+    return facts | {name: f"{facts[name]}, {note}" if name in facts else note for name, note in job.launch.notes.items()}
 
 
 def model_facts(job: Job, fresh: bool) -> dict[str, str]:

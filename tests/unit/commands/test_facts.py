@@ -42,6 +42,13 @@ def test_packed_rows_are_told_in_slots_and_tokens(job):
     assert opening_facts(llama, FOLDER, 2, 7)["steps"].endswith("; 7 are done")
 
 
+def test_what_the_launcher_decided_is_told_beside_it(job):
+    llama = job("llama")
+    launch = Launch(notes={"strategy": "from a launcher: stage 3", "launcher": "not used: a, b"})
+    facts, alone = opening_facts(replace(llama, launch=launch), FOLDER, 1, 0), opening_facts(llama, FOLDER, 1, 0)
+    assert facts == alone | {"strategy": f"{alone['strategy']}, from a launcher: stage 3", "launcher": "not used: a, b"}
+
+
 def test_padded_rows_are_told_by_field(job):
     facts = opening_facts(job("t5", "train.global_batch=16"), FOLDER, 1, 0)
     assert facts["batch"] == "16 samples x up to 48 source and 16 target slots a step; 1 x 16 samples per rank"
