@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from trainer import assembly
 from trainer.config import load
 from trainer.distributed.launch import read_launch
+from trainer.distributed.pieces import Pieces
 from trainer.distributed.process_group import start_process_group
 from trainer.model.skeleton import CLASSES
 from trainer.protocols import Engine
@@ -35,6 +37,11 @@ def build_engine(arguments: Sequence[str]) -> tuple[Job, Engine]:
 
 def whole(tensor: Tensor) -> Tensor:
     """A parameter or moment in full, on every rank."""
+    if isinstance(tensor, Pieces):
+        flat = torch.zeros(tensor.numel(), dtype=tensor.dtype)
+        flat[tensor.start : tensor.start + tensor.held.numel()] = tensor.held
+        dist.all_reduce(flat)
+        return flat.view(tensor.size())
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 

@@ -24,7 +24,13 @@ RECORDS = {
     "llama classes": ["objective=classification", "model=llama_tiny"],
     "gpt2 classes": ["objective=classification", "model=gpt2_tiny"],
     "bert tags": ["objective=classification", "objective.kind=multi_label", "model=bert_tiny", "data.label=tags"],
-    "roberta number": ["objective=classification", "objective.kind=regression", "model=roberta_tiny", "model.initializer_range=0.2", "data.label=number"],
+    "roberta number": [
+        "objective=classification",
+        "objective.kind=regression",
+        "model=roberta_tiny",
+        "model.initializer_range=0.2",
+        "data.label=number",
+    ],
 }
 """Over the same paragraphs as records, padded."""
 

@@ -222,7 +222,7 @@ def evaluate(cases, strategy, times=1):
 
 
 LAYOUTS = [("single", 1), ("ddp", 2), ("fsdp", 3), ("hsdp", 4)]
-REST = [("fsdp", 1), ("fsdp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 4)]
+REST = [("zero2", 2), ("zero3", 2), ("zero3", 3), ("fsdp", 1), ("fsdp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 4)]
 
 
 @pytest.mark.parametrize(("strategy", "ranks"), [*LAYOUTS, *(pytest.param(*layout, marks=pytest.mark.slow) for layout in REST)])

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def live_model(arguments, checkpoint, ids):
     from trainer.state.storage import read_state
 
     job, engine = build_engine(arguments)
-    read_state(checkpoint, engine.state())
+    engine.load_state(partial(read_state, checkpoint))
     tokenizer = AutoTokenizer.from_pretrained(job.corpus.tokenizer_folder)
     sampled = {"temperature": 0.9, "top_k": 20, "top_p": 0.95, "seed": 4, "num_samples": 2}
     greedy = {"temperature": 0.0, "top_k": None, "top_p": 1.0, "seed": 0}
@@ -67,6 +68,7 @@ def test_stock_transformers_loads_an_export_with_the_logits_of_the_run(runs, fam
     checkpoint = folder / "run" / "checkpoints" / "step-30"
     single, *_ = run_ranks(live_model, 1, last_wins([*arguments, "+strategy=single"]), checkpoint, IDS)
     sharded = run_ranks(live_model, 2, arguments, checkpoint, IDS)
+    sharded += run_ranks(live_model, 2, last_wins([*arguments, "+strategy=zero3"]), checkpoint, IDS)
     assert torch.equal(torch.from_numpy(single[0]), exported), "bitwise on one rank"
     for logits, texts in sharded:
         assert torch.allclose(torch.from_numpy(logits), exported, rtol=0, atol=1e-6)

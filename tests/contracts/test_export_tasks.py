@@ -1,5 +1,7 @@
 """Every family's export is what stock transformers loads, with the logits of the run; a seq2seq model writes the same wherever it is."""
 
+from functools import partial
+
 import pytest
 import torch
 import transformers
@@ -41,7 +43,7 @@ def inside(arguments, checkpoint):
     from trainer.state.storage import read_state
 
     job, engine = build_engine(arguments)
-    read_state(checkpoint, engine.state())
+    engine.load_state(partial(read_state, checkpoint))
     batch = micro_batches(job, engine, 1)[0]
     written = None
     with engine.inference() as (model, _), attending(model.config, job.skeleton.family, batch.inputs) as told:

@@ -8,6 +8,9 @@ from tests.contracts.tasks import NAMES, TEXT
 from trainer.testing import assert_same_curve, train_curve
 
 LAYOUTS = [("single", 1), *(("ddp", n) for n in (1, 2, 3, 4)), *(("fsdp", n) for n in (1, 2, 3, 4)), ("hsdp", 4)]
+ZERO = [(f"zero{stage}", ranks) for stage in (1, 2, 3) for ranks in (1, 2, 4)]
+KINDS = ("llama", "bert", "t5")
+"""A decoder, an encoder and a seq2seq model; the others are under ZeRO once."""
 REPRESENTATIVES = {
     ("llama", "single", 1, 4),
     ("llama", "ddp", 3, 2),
@@ -26,6 +29,11 @@ REPRESENTATIVES = {
     ("gpt2 classes", "ddp", 3, 2),
     ("bert tags", "ddp", 2, 2),
     ("roberta number", "fsdp", 3, 1),
+    ("llama", "zero1", 2, 2),
+    ("llama", "zero3", 1, 1),
+    ("bert", "zero2", 2, 2),
+    ("t5", "zero3", 2, 2),
+    ("gpt2 classes", "zero3", 2, 2),
 }
 
 
@@ -40,10 +48,10 @@ def micro_batch(ranks: int, accumulation: int, global_batch: int = 16) -> int:
 
 def matrix():
     for family in NAMES:
-        for strategy, ranks in LAYOUTS:
-            for accumulation in (1, 2, 4):
-                cell = (family, strategy, ranks, accumulation)
-                yield pytest.param(*cell, marks=() if cell in REPRESENTATIVES else pytest.mark.slow)
+        layouts = [*LAYOUTS, *(ZERO if family in KINDS else [])]
+        cells = [(family, *layout, accumulation) for layout in layouts for accumulation in (1, 2, 4)]
+        for cell in cells if family in KINDS else [*cells, (family, "zero3", 2, 2)]:
+            yield pytest.param(*cell, marks=() if cell in REPRESENTATIVES else pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +78,17 @@ def test_every_layout_has_the_curve_of_one_rank(task, tmp_path, one_rank, family
     assert_same_curve(curve, reference, loss=1e-5, grad_norm=1e-4)
 
 
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS[1:])])
+def test_zero_does_not_clip_by_itself(task, tmp_path, family, strategy):
+    wide = ["model.initializer_range=0.2"] if family == "llama" else []  # so that there is something that DeepSpeed would clip
+    arguments = [*(item for item in task(family) if "max_grad_norm" not in item), "optimizer.max_grad_norm=null", *wide]
+    curve = train_curve([*arguments, f"strategy={strategy}", "train.micro_batch=4"], tmp_path / "run", 2)
+    reference = train_curve(arguments, tmp_path / "one")
+    assert family != "llama" or max(line["grad_norm"] for line in reference) > 1.0
+    assert_same_curve(curve, reference, loss=1e-5, grad_norm=1e-4)
+
+
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 def test_ddp_and_fsdp_are_bitwise_equal_on_two_ranks(tiny, tmp_path, accumulation):
     shape = [*tiny, f"train.micro_batch={micro_batch(2, accumulation)}", "optimizer.max_grad_norm=null"]
@@ -80,7 +99,12 @@ def test_ddp_and_fsdp_are_bitwise_equal_on_two_ranks(tiny, tmp_path, accumulatio
 
 @pytest.mark.parametrize(
     ("strategy", "ranks"),
-    [("ddp", 2), ("fsdp", 4), pytest.param("hsdp", 4, marks=pytest.mark.slow), pytest.param("fsdp", 3, marks=pytest.mark.slow)],
+    [
+        ("ddp", 2),
+        ("fsdp", 4),
+        ("zero3", 2),
+        *(pytest.param(*cell, marks=pytest.mark.slow) for cell in (("hsdp", 4), ("fsdp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 4))),
+    ],
 )
 @pytest.mark.parametrize("family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != "llama")])
 def test_bf16_stays_near_one_rank(task, tmp_path, one_rank, family, strategy, ranks):

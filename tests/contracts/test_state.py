@@ -12,8 +12,9 @@ from trainer.errors import StorageFailed
 from trainer.state.storage import read_tensors, write_state
 from trainer.testing import assert_same_curve, last_wins, run_ranks, train_curve
 
-STRATEGIES = ("single", "ddp", "fsdp", "hsdp")
-RANKS = {"single": 1, "ddp": 2, "fsdp": 2, "hsdp": 4}
+STRATEGIES = ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3")
+RANKS = {"single": 1, "hsdp": 4}
+"""Where it is not 2."""
 
 
 def tensors_of(run_dir, step):
@@ -22,19 +23,22 @@ def tensors_of(run_dir, step):
 
 def engine_state(arguments, folder):
     """On each rank: builds the engine of a command line, loads ``folder``, and gives this rank's view of the whole state."""
-    from torch.distributed.tensor import DTensor
+    from functools import partial
 
-    from tests.contracts.engines import build_job
+    from tests.contracts.engines import build_job, whole
     from trainer.assembly import build_engine
     from trainer.state.storage import read_state
 
-    state = build_engine(build_job(arguments)).state()
-    read_state(folder, state)
-    return {name: (value.full_tensor() if isinstance(value, DTensor) else value).numpy() for name, value in state.items()}
+    engine = build_engine(build_job(arguments), resumed=True)
+    engine.load_state(partial(read_state, folder))
+    return {name: whole(value).numpy() for name, value in engine.state().items()}
+
+
+STOPPED = [("ddp", 4), ("fsdp", 3), ("hsdp", 4), ("zero1", 3), ("zero3", 4)]
 
 
 @pytest.mark.parametrize(
-    ("strategy", "ranks"), [("ddp", 3), *(pytest.param(*cell, marks=pytest.mark.slow) for cell in (("ddp", 4), ("fsdp", 3), ("hsdp", 4)))]
+    ("strategy", "ranks"), [("ddp", 3), ("zero2", 2), *(pytest.param(*cell, marks=pytest.mark.slow) for cell in STOPPED)]
 )
 def test_a_run_that_was_stopped_has_the_bits_of_one_that_was_not(tiny, tmp_path, strategy, ranks):
     arguments = [*tiny, f"strategy={strategy}", "train.micro_batch=2"]
@@ -53,30 +57,33 @@ def some(names, quick):
 def test_a_run_that_moves_four_times_keeps_its_curve(task, tmp_path, name):
     arguments = [*task(name), *STEADY]
     stayed = train_curve([*arguments, "+strategy=single"], tmp_path / "stayed")
-    for strategy, ranks, stop in (("fsdp", 4, 5), ("ddp", 2, 10), ("single", 1, 15), ("fsdp", 2, 20)):
+    for strategy, ranks, stop in (("fsdp", 4, 5), ("zero3", 2, 10), ("single", 1, 15), ("zero2", 3, 20)):
         moved = train_curve([*arguments, f"strategy={strategy}", f"train.stop_after={stop}"], tmp_path / "moved", ranks)
         assert moved[-1]["step"] == stop
     assert_same_curve(moved, stayed, loss=1e-6, grad_norm=1e-4)
 
 
+QUICK = {
+    ("llama", "ddp", "hsdp"),
+    ("roberta", "fsdp", "ddp"),
+    ("t5", "fsdp", "ddp"),
+    ("llama", "zero3", "fsdp"),
+    ("llama", "fsdp", "zero2"),
+    ("llama", "zero1", "zero3"),
+}
 MOVES = [("llama", *pair) for pair in permutations(STRATEGIES, 2)] + [(name, "fsdp", "ddp") for name in NAMES if name != "llama"]
 
 
 @pytest.mark.parametrize(
     ("name", "source", "destination"),
-    [
-        pytest.param(
-            *move, marks=() if move in {("llama", "ddp", "hsdp"), ("roberta", "fsdp", "ddp"), ("t5", "fsdp", "ddp")} else pytest.mark.slow
-        )
-        for move in MOVES
-    ],
+    [pytest.param(*move, marks=() if move in QUICK else pytest.mark.slow) for move in MOVES],
 )
 def test_loaded_state_is_bitwise_what_was_saved(task, tmp_path, name, source, destination):
-    train_curve([*task(name), f"strategy={source}", "train.stop_after=3"], tmp_path / "run", RANKS[source])
+    train_curve([*task(name), f"strategy={source}", "train.stop_after=3"], tmp_path / "run", RANKS.get(source, 2))
     folder = tmp_path / "run" / "checkpoints" / "step-3"
     saved = read_tensors(folder, "")
     arguments = last_wins([*task(name), f"strategy={destination}"])
-    for seen in run_ranks(engine_state, RANKS[destination], arguments, folder):
+    for seen in run_ranks(engine_state, RANKS.get(destination, 2), arguments, folder):
         assert seen.keys() == saved.keys()
         for tensor, value in seen.items():
             assert torch.equal(torch.from_numpy(value), saved[tensor]), tensor
@@ -110,10 +117,11 @@ def test_no_file_of_a_checkpoint_is_a_pickle(tiny, tmp_path):
         assert path.suffix in (".safetensors", ".json", ".yaml"), path
 
 
-def test_every_flipped_bit_is_found_and_the_checkpoint_before_is_used(tiny, tmp_path):
+@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
+def test_every_flipped_bit_is_found_and_the_checkpoint_before_is_used(tiny, tmp_path, strategy):
     import random
 
-    train_curve([*tiny, "strategy=fsdp", "checkpoint.every=2", "train.stop_after=4"], tmp_path / "run", 2)
+    train_curve([*tiny, f"strategy={strategy}", "checkpoint.every=2", "train.stop_after=4"], tmp_path / "run", 2)
     newest = tmp_path / "run" / "checkpoints" / "step-4"
     rng = random.Random(0)
     files = sorted(path for path in newest.rglob("*") if path.is_file())

@@ -10,9 +10,15 @@ from tests.contracts.engines import build_engine, build_job, micro_batches, pret
 from trainer.distributed.sharding import local_part
 from trainer.testing import last_wins, run_ranks, train_curve
 
-LAYOUTS = [("single", 1), ("ddp", 2), ("fsdp", 2), ("fsdp", 3), ("hsdp", 4)]
+LAYOUTS = [("single", 1), ("ddp", 2), ("fsdp", 2), ("fsdp", 3), ("hsdp", 4), ("zero1", 2), ("zero2", 3), ("zero3", 2), ("zero3", 3)]
 FAMILIES = ("llama_tiny", "gpt2_tiny")
-REPRESENTATIVES = {("llama_tiny", "ddp", 2), ("llama_tiny", "fsdp", 3), ("gpt2_tiny", "fsdp", 2), ("gpt2_tiny", "hsdp", 4)}
+REPRESENTATIVES = {
+    ("llama_tiny", "ddp", 2),
+    ("llama_tiny", "fsdp", 3),
+    ("gpt2_tiny", "fsdp", 2),
+    ("gpt2_tiny", "hsdp", 4),
+    ("gpt2_tiny", "zero3", 3),
+}
 
 
 def digest(tensor):
@@ -22,9 +28,9 @@ def digest(tensor):
 def first_values(arguments):
     """On a rank: the digest of every parameter, and of every buffer by value."""
     _, engine = build_engine(arguments)
-    model = engine._parts.model
-    found = {name: digest(whole(parameter)) for name, parameter in model.named_parameters()}
-    return found | {name: digest(whole(buffer)) for name, buffer in model.named_buffers()}
+    found = {name.removeprefix("model."): digest(whole(value)) for name, value in engine.state().items() if name.startswith("model.")}
+    with engine.inference() as (model, _):
+        return found | {name: digest(buffer) for name, buffer in model.named_buffers()}
 
 
 @pytest.fixture(scope="session")

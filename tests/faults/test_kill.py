@@ -60,7 +60,9 @@ def remove_newest(run_dir):
     shutil.rmtree(newest)
 
 
-@pytest.mark.parametrize(("ranks", "workers", "strategy"), [(1, 0, "single"), (2, 2, "fsdp")])
+@pytest.mark.parametrize(
+    ("ranks", "workers", "strategy"), [(1, 0, "single"), (2, 2, "fsdp"), pytest.param(2, 0, "zero3", marks=pytest.mark.slow)]
+)
 def test_ten_kills_at_random_instants(hard, tmp_path, ranks, workers, strategy):
     arguments = [*hard, f"data.workers={workers}", f"strategy={strategy}"]
     whole = train_curve(arguments, tmp_path / "whole", ranks)
@@ -79,6 +81,7 @@ def rows_of(arguments):
     [
         ("bert", "fsdp", 2, 4),
         ("t5", "ddp", 2, 4),
+        pytest.param("t5", "zero2", 2, 10, marks=pytest.mark.slow),
         pytest.param("roberta", "ddp", 2, 10, marks=pytest.mark.slow),
         pytest.param("t5 spans", "fsdp", 2, 10, marks=pytest.mark.slow),
         pytest.param("bart spans", "single", 1, 10, marks=pytest.mark.slow),
