@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from trainer.model.decoders import Gpt2, Llama
 from trainer.model.names import named_owners
-from trainer.optimizer.adamw import build_adamw
+from trainer.optimizer.adamw import build_adamw, make_moments
 from trainer.optimizer.config import AdamW
 from trainer.types import Vocabulary
 
@@ -39,6 +39,8 @@ def test_matrices_and_embeddings_decay_and_vectors_do_not(name):
 def test_all_state_is_there_before_the_first_step_and_nothing_else_comes():
     model = build("llama")
     optimizer = build_adamw(AdamW(), named_owners(model))
+    assert not optimizer.state, "an engine that puts other tensors in the parameters' place makes their moments"
+    make_moments(optimizer, model.parameters())
     before = {id(p): {key: value.data_ptr() for key, value in optimizer.state[p].items()} for p in model.parameters()}
     assert all(set(keys) == {"step", "exp_avg", "exp_avg_sq"} for keys in before.values())
     for parameter in model.parameters():
@@ -66,4 +68,5 @@ def test_what_is_frozen_is_left_out():
     model = build("gpt2")
     model.transformer.wpe.weight.requires_grad_(False)
     optimizer = build_adamw(AdamW(), named_owners(model))
-    assert len(optimizer.state) == sum(1 for _ in named_owners(model)) - 1
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert trained == {id(parameter) for _, parameter in named_owners(model)} - {id(model.transformer.wpe.weight)}
