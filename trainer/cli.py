@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from trainer.command_line.suggest import did_you_mean, nearest
 from trainer.distributed.launch import Launch, read_launch, without_local_rank
 from trainer.distributed.lifetime import die_with_torchrun
+from trainer.distributed.log import quiet_deepspeed
 from trainer.distributed.stop import listen
 from trainer.errors import Failure, Refused
 
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; a problem is reported in plain words, without a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     launch = Launch()
+    quiet_deepspeed()
     try:
         die_with_torchrun(os.environ)
         launch = read_launch(os.environ)

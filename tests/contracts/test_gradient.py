@@ -30,10 +30,8 @@ REPRESENTATIVES = {
     ("bert tags", "ddp", 2, 2),
     ("roberta number", "fsdp", 3, 1),
     ("llama", "zero1", 2, 2),
-    ("llama", "zero3", 1, 1),
     ("bert", "zero2", 2, 2),
     ("t5", "zero3", 2, 2),
-    ("gpt2 classes", "zero3", 2, 2),
 }
 
 
@@ -78,7 +76,7 @@ def test_every_layout_has_the_curve_of_one_rank(task, tmp_path, one_rank, family
     assert_same_curve(curve, reference, loss=1e-5, grad_norm=1e-4)
 
 
-@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("zero1", "zero2")), "zero3"])
 @pytest.mark.parametrize("family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS[1:])])
 def test_zero_does_not_clip_by_itself(task, tmp_path, family, strategy):
     wide = ["model.initializer_range=0.2"] if family == "llama" else []  # so that there is something that DeepSpeed would clip

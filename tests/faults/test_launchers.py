@@ -92,3 +92,14 @@ def test_the_deepspeed_launcher(silent, tmp_path):
     done = call("deepspeed", "--num_gpus", "2", "train.py", *arguments, f"run.dir={tmp_path / 'run'}", DS_ACCELERATOR="cpu")
     assert done.returncode == 0 and "--local_rank=1" in done.stdout and "zero2 on 2 x CPU" in done.stdout, done.stdout
     assert close(read_curve(tmp_path / "run"), train_curve([*silent, "precision=fp32", "strategy=ddp"], tmp_path / "ddp", 2), 1e-5)
+
+
+def test_no_launcher_at_all(silent, tmp_path):
+    """One rank by itself; and what it made is exported without a word of DeepSpeed's, which transformers imports by itself."""
+    run = tmp_path / "run"
+    done = call(sys.executable, "train.py", *silent, "strategy=zero3", "run.device=cpu", "train.stop_after=2", f"run.dir={run}")
+    assert done.returncode == 0, done.stdout
+    exported = call("isotrain", "export", f"checkpoint={run}", f"to={tmp_path / 'model'}")
+    for said in (done.stdout, exported.stdout):
+        assert "WARNING" not in said and "Warning" not in said
+    assert exported.returncode == 0 and (tmp_path / "model" / "model.safetensors").is_file()

@@ -22,3 +22,14 @@ def log_to(path: Path, rank: int) -> None:
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
+
+
+def quiet_deepspeed() -> None:
+    """Lets DeepSpeed's logger, which writes to stdout, tell of errors only; transformers imports it wherever it is installed."""
+    logger = logging.getLogger("DeepSpeed")
+    if _is_error not in logger.filters:
+        logger.addFilter(_is_error)  # a level would be overwritten when it is imported
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR

@@ -6,7 +6,6 @@ is written and read without gathering. What is private to DeepSpeed here is test
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.distributed.log import quiet_deepspeed
 from trainer.engine.data_ranks import DataRanks
 from trainer.engine.loop import Loop
 from trainer.engine.observe import observe_compute
@@ -207,13 +207,19 @@ def _fill_sharded(deepspeed: Any, job: EngineJob, settings: dict[str, Any], tied
 
 def _import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed, without what it would build and say by itself."""
+    quiet_deepspeed()
     os.environ.setdefault("DS_ACCELERATOR", device.type)
+    if device.type == "cuda" or "LOCAL_RANK" not in os.environ:  # by which it finds the device; srun may show each rank one GPU only
+        os.environ["LOCAL_RANK"] = str(device.index or 0)
     # Torch 2.13 has new names for these, which DeepSpeed does not know.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is deprecated", FutureWarning)
     import deepspeed
 
-    deepspeed.utils.logger.setLevel(logging.ERROR)
     if device.type == "cpu":
+        from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+        # Whoever imported it before, transformers for one, let it take a GPU where there is one.
+        deepspeed.accelerator.set_accelerator(CPU_Accelerator())
         # Else the first collective compiles a shared-memory one for minutes.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -26,6 +26,7 @@ PRELOADED = [
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.generation",
     "trainer.run",
+    "deepspeed",  # where it is installed
     "trainer.command_line.compose",
 ]
 
