@@ -1,4 +1,5 @@
-"""The same training four ways, for benchmarks/overhead.py: our Trainer, a hand-written loop, Accelerate and transformers.Trainer.
+"""The same training in several ways. For benchmarks/overhead.py: our Trainer, a hand-written loop, Accelerate and transformers.Trainer; for
+benchmarks/zero.py: our Trainer and a bare loop over DeepSpeed.
 
     python benchmarks/contenders.py NAME JOB STEPS WARMUP ANSWER TURNS
 
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ class Stopwatch:
         self._began = time.process_time()
 
 
-def ours(job: Path, watch: Stopwatch, steps: int) -> list[float]:
+def ours(job: Path, watch: Stopwatch, steps: int, more: tuple[str, ...] = ()) -> list[float]:
     """``train.py`` as it is, from the prepared corpus; what is on by default is on. A stopwatch is added to the metrics writer."""
     from trainer.callbacks.jsonl import JsonLines
     from trainer.config import load
@@ -66,7 +68,7 @@ def ours(job: Path, watch: Stopwatch, steps: int) -> list[float]:
     JsonLines.on_log = stamped  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         overrides = json.loads((job / "overrides.json").read_text())
-        code = train(load([*overrides, f"train.steps={steps}", f"run.dir={folder}/run"], 1), Launch())
+        code = train(load([*overrides, *more, f"train.steps={steps}", f"run.dir={folder}/run"], 1), Launch())
         assert code == 0, f"our run ended with {code}"
         return [line["loss"] for line in read_curve(Path(folder) / "run")]
 
@@ -152,11 +154,42 @@ def transformers_trainer(job: Path, watch: Stopwatch, steps: int) -> list[float]
     return torch.stack(losses).tolist()
 
 
+def bare_deepspeed(job: Path, watch: Stopwatch, steps: int, stage: int) -> list[float]:
+    """The loop of DeepSpeed's guide with the configuration that our run gives to DeepSpeed; its batches lie ready in memory."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}
+    import deepspeed
+    import torch.distributed as dist
+
+    from trainer.config import load
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it is compiled first, for minutes
+    strategy: Any = load([*json.loads((job / "overrides.json").read_text()), f"strategy=zero{stage}"], 1).strategy
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    batches = [{name: tensor[step] for name, tensor in _batches(job).items()} for step in range(steps)]
+    settings = strategy.settings("fp32", "fp32", len(batches[0]["labels"]), 1, MAX_NORM)
+    model = _model(job)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=_adamw(model), config=settings, dist_init_required=False)
+    losses = []
+    for step, batch in enumerate(batches, start=1):
+        loss = _loss(engine, batch)
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.detach())
+        watch.done(step)
+    dist.destroy_process_group()
+    return torch.stack(losses).tolist()
+
+
 CONTENDERS: dict[str, Callable[[Path, Stopwatch, int], list[float]]] = {
     "isotrain": ours,
     "hand loop": hand_loop,
     "accelerate": accelerate,
     "transformers.Trainer": transformers_trainer,
+}
+STAGES = (1, 2, 3)
+ZERO: dict[str, Callable[[Path, Stopwatch, int], list[float]]] = {
+    **{f"isotrain zero{stage}": partial(ours, more=(f"strategy=zero{stage}",)) for stage in STAGES},
+    **{f"deepspeed zero{stage}": partial(bare_deepspeed, stage=stage) for stage in STAGES},
 }
 
 
@@ -209,7 +242,7 @@ def main() -> None:
     name, job, steps, warmup, answer, turns = sys.argv[1:]
     torch.set_num_threads(1)
     watch = Stopwatch(int(warmup), int(turns))
-    losses = CONTENDERS[name](Path(job), watch, int(steps))
+    losses = (CONTENDERS | ZERO)[name](Path(job), watch, int(steps))
     assert len(losses) == int(steps), f"{len(losses)} losses for {steps} steps"
     assert len(watch.intervals) == (int(steps) - int(warmup)) // LOG_EVERY, "an interval is missing"
     Path(answer).write_text(json.dumps({"losses": losses, "cpu_seconds_per_step": watch.intervals}))

@@ -1,6 +1,19 @@
-"""What ranks send each other in a step: nothing but what the strategy needs, and no more of it when gradients are accumulated."""
+"""What ranks send each other in a step: nothing but what the strategy needs, and no more of it when gradients are accumulated.
 
+Operations are counted by the profiler; bytes by the kernel, on the ranks' own sockets, which agree with the interface of a private network
+namespace. How many there must be is in docs/zero.md: with N ranks, R = (N - 1)/N and ``a`` micro-batches, in times the model,
+ddp 2 R; zero1 3 R; zero2 2 R a + R; zero3 3 R a; fsdp 4 R a, since gloo's reduce-scatter sends what an all-reduce sends.
+"""
+
+import json
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +105,138 @@ def test_fsdp_gathers_and_reduces_as_often_as_it_must(tiny, tmp_path, reshard, e
 
 def test_one_rank_sends_nothing(tiny, tmp_path):
     assert traffic_of(tiny, tmp_path, "strategy=single", ranks=1)[1] == Counter()
+
+
+ROOT_FOLDER = Path(__file__).parents[2]
+WIDE = ["model.hidden_size=320", "model.intermediate_size=864", "model.num_layers=2", "model.num_heads=4"]
+"""2.6 million parameters, beside which counts and losses are nothing; matrices of more elements than stage 3 keeps whole."""
+
+
+def bytes_sent():
+    """What this process has sent by TCP and what has arrived, since its connections were made."""
+    total = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            connection = socket.socket(fileno=os.dup(int(entry.name)))
+        except OSError:  # no socket
+            continue
+        with connection:
+            if connection.type == socket.SOCK_STREAM and connection.family in (socket.AF_INET, socket.AF_INET6):
+                information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+                total += struct.unpack_from("Q", information, 120)[0]  # tcpi_bytes_acked, of struct tcp_info in linux/tcp.h
+    return total
+
+
+def interface_bytes():
+    """What has gone through the loopback interface of this process's network."""
+    line = next(line for line in Path("/proc/self/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
+    return int(line.split(":")[1].split()[8])
+
+
+def wire(arguments):
+    """On a rank: micro-batches of the third step, the bytes that this rank and that all ranks' network sent in it, and parameters."""
+    import time
+
+    import torch.distributed as dist
+
+    from trainer.trainer import Trainer
+
+    original, seen = Trainer.train_step, []
+
+    def counted():
+        dist.barrier()
+        time.sleep(0.2)  # for the last acknowledgements
+        counts = bytes_sent(), interface_bytes()
+        dist.barrier()
+        return counts
+
+    def train_step(self, step, micro_batches):
+        if step != 3:
+            return original(self, step, micro_batches)
+        before = counted()
+        result = original(self, step, micro_batches)
+        sent, network = (after - earlier for after, earlier in zip(counted(), before, strict=True))
+        parameters = self._engine._loop._parts.model.parameters()
+        seen.append((len(micro_batches), sent, network, sum(getattr(p, "ds_numel", p.numel()) for p in parameters)))
+        return result
+
+    Trainer.train_step = train_step
+    assert train_here(arguments) == 0
+    return seen[0]
+
+
+def wide_run(tiny, tmp_path, strategy, ranks, accumulation, *more):
+    batch = f"train.micro_batch={16 // ranks // accumulation}"
+    common = ["train.steps=5", "data.validation_fraction=0", batch, f"strategy={strategy}", f"run.dir={tmp_path / 'run'}"]
+    return last_wins([*tiny, *WIDE, *common, *more])
+
+
+def formulas():
+    """How many times the whole model a rank sends over gloo, by the page: (strategy, keys of ``zero_optimization``) -> formula."""
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in (ROOT_FOLDER / "docs/zero.md").read_text().splitlines()]
+    return {(row[0], row[1]): row[2] for row in rows if len(row) == 5 and re.fullmatch(r"[aRN ()+*/0-9]+", row[2])}
+
+
+def models_sent(formula, ranks, accumulation):
+    """R is the share of the model that other ranks have, ``a`` the micro-batches per step."""
+    return eval(formula, {"a": accumulation, "N": ranks, "R": (ranks - 1) / ranks})
+
+
+QUICK_WIRE = {("zero1", 2, 4), ("zero2", 2, 4), ("zero3", 2, 4)}
+WIRES = [(name, ranks, times) for name in ("ddp", "fsdp", "zero1", "zero2", "zero3") for ranks in (2, 4) for times in (1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "accumulation"), [pytest.param(*c, marks=() if c in QUICK_WIRE else pytest.mark.slow) for c in WIRES]
+)
+def test_bytes_on_the_wire_are_those_of_the_page(tiny, tmp_path, strategy, ranks, accumulation):
+    """An all-reduce sends 2 R models per rank, an all-gather R. Gloo's reduce-scatter is an all-reduce of which each rank keeps a part."""
+    formula = formulas()[strategy, ""]
+    for number, sent, _, size in run_ranks(wire, ranks, wide_run(tiny, tmp_path, strategy, ranks, accumulation)):
+        assert number == accumulation
+        assert sent / (4 * size) == pytest.approx(models_sent(formula, ranks, accumulation), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "gradients", "parameters"), [("zero1", 1, 1), ("zero2", 4, 1), ("zero3", 4, 4)])
+def test_in_bf16_parameters_are_sent_in_2_bytes_and_gradients_in_4(tiny, tmp_path, strategy, gradients, parameters):
+    for _, sent, _, size in run_ranks(wire, 2, wide_run(tiny, tmp_path, strategy, 2, 4, "precision=bf16")):
+        assert sent / size == pytest.approx(gradients * 2 * 4 / 2 + parameters * 2 / 2, rel=0.05)
+
+
+OVERLAYS = {
+    "zero2": "use_multi_rank_bucket_allreduce: false",
+    "zero3": "stage3_max_live_parameters: 0, stage3_max_reuse_distance: 0",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", OVERLAYS)
+def test_what_deepspeed_may_be_told_changes_bytes_as_the_page_says(tiny, tmp_path, strategy):
+    options = [f"strategy.deepspeed={{zero_optimization: {{{OVERLAYS[strategy]}}}}}", "strategy.bucket_elements=300000"]
+    formula = formulas()[strategy, OVERLAYS[strategy]]
+    for _, sent, _, size in run_ranks(wire, 4, wide_run(tiny, tmp_path, strategy, 4, 2, *options)):
+        assert sent / (4 * size) == pytest.approx(models_sent(formula, 4, 2), rel=0.05)
+
+
+def in_a_network_of_its_own():
+    """In a fresh process: counts what its ranks send, when nobody else uses the interface. See the test below."""
+    import fcntl
+
+    with socket.socket() as any_socket:  # the loopback interface is down at first: SIOCGIFFLAGS, set IFF_UP, SIOCSIFFLAGS
+        request = fcntl.ioctl(any_socket, 0x8913, struct.pack("16sH14x", b"lo", 0))
+        flags = struct.unpack_from("H", request, 16)[0]
+        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", flags | 1))
+    print(json.dumps(run_ranks(wire, 2, sys.argv[1:])))
+
+
+@pytest.mark.slow
+def test_sockets_count_what_a_private_network_counts(tiny, tmp_path):
+    """The kernel gives a user who may not change the network one of his own (``unshare``), with nothing on it but these ranks."""
+    program = "import tests.distributed.test_traffic as traffic\ntraffic.in_a_network_of_its_own()"
+    command = ["unshare", "--map-root-user", "--net", sys.executable, "-c", program, *wide_run(tiny, tmp_path, "zero2", 2, 2)]
+    done = subprocess.run(command, cwd=ROOT_FOLDER, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout.splitlines()[-1])
+    for _, _, network, _ in answers:
+        assert sum(sent for _, sent, _, _ in answers) == pytest.approx(network, rel=0.05)
