@@ -64,7 +64,7 @@ def open_job(config: Config, launch: Launch) -> Job:
         problems = objective_problems(config.objective, corpus.samples("train"), context, num_outputs)
     device, console = choose_device(config.run.device, launch), Console(quiet=launch.rank > 0)
     if hasattr(config.strategy, "device_problems"):
-        problems += config.strategy.device_problems(device.type)
+        problems += config.strategy.device_problems(device)
     if problems:
         raise Refused(problems)
     return Job(config, launch, corpus, skeleton, weights, context, device, console)
@@ -93,7 +93,7 @@ def build_engine(job: Job, resumed: bool = False, learns: bool = True) -> Engine
     Args:
         job: names the strategy.
         resumed: a checkpoint will fill it; else it is filled with the model's first values.
-        learns: it keeps moments; one that only scores needs a quarter of the memory.
+        learns: it keeps moments; one that only scores needs less memory.
     """
     config = job.config
     degrees = config.strategy.degrees(job.launch.world_size)

@@ -110,7 +110,7 @@ def test_what_accelerate_says_by_itself_gives_way(tmp_path):
         group = typed.partition("=")[0]
         config, notes = load([typed], 2, None, silent)
         assert to_yaml(config) == to_yaml(load_alone([typed, *([] if "precision" in typed else ["precision=fp32"])], 2))
-        assert group.split(".")[0] not in notes
+        assert group != "precision" or "precision" not in notes
     sharded = said(tmp_path, "FSDP", {"fsdp_config": {"fsdp_version": 2}})
     assert load(["strategy.cpu_offload=true", "strategy.reshard_after_forward=false"], 2, None, sharded)[0].strategy.cpu_offload
 

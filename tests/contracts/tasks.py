@@ -39,6 +39,8 @@ STEADY = ["optimizer.eps=1e-6", "optimizer.lr=1e-3"]
 """For parity: at an eps of 1e-8 Adam makes steps of full size out of gradients that are only rounding, which T5's ReLU then grows a thousandfold,
 on one rank with two micro-batch sizes just as on two strategies."""
 CLIPPED = ["optimizer.max_grad_norm=0.2"]
+SPREAD = "strategy.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"
+"""For zero3: else it keeps parameters of less than 100,000 elements whole on every rank, which all of a tiny model's are."""
 SHAPE = ["model.hidden_size=32", "model.num_layers=2"]
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.contracts.engines import build_engine
+from tests.contracts.tasks import SPREAD
 from trainer.cli import main
 from trainer.model.generation import generate_text
 from trainer.testing import last_wins, run_ranks, train_curve, train_here
@@ -68,7 +69,7 @@ def test_stock_transformers_loads_an_export_with_the_logits_of_the_run(runs, fam
     checkpoint = folder / "run" / "checkpoints" / "step-30"
     single, *_ = run_ranks(live_model, 1, last_wins([*arguments, "+strategy=single"]), checkpoint, IDS)
     sharded = run_ranks(live_model, 2, arguments, checkpoint, IDS)
-    sharded += run_ranks(live_model, 2, last_wins([*arguments, "+strategy=zero3"]), checkpoint, IDS)
+    sharded += run_ranks(live_model, 2, last_wins([*arguments, "+strategy=zero3", SPREAD]), checkpoint, IDS)
     assert torch.equal(torch.from_numpy(single[0]), exported), "bitwise on one rank"
     for logits, texts in sharded:
         assert torch.allclose(torch.from_numpy(logits), exported, rtol=0, atol=1e-6)

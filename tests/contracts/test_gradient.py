@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tests.contracts.tasks import NAMES, TEXT
+from tests.contracts.tasks import NAMES, SPREAD, TEXT
 from trainer.testing import assert_same_curve, train_curve
 
 LAYOUTS = [("single", 1), *(("ddp", n) for n in (1, 2, 3, 4)), *(("fsdp", n) for n in (1, 2, 3, 4)), ("hsdp", 4)]
@@ -68,6 +68,7 @@ def one_rank(task, tmp_path_factory):
 @pytest.mark.parametrize(("family", "strategy", "ranks", "accumulation"), list(matrix()))
 def test_every_layout_has_the_curve_of_one_rank(task, tmp_path, one_rank, family, strategy, ranks, accumulation):
     arguments = [*task(family), f"+strategy={strategy}", f"train.micro_batch={micro_batch(ranks, accumulation)}"]
+    arguments += [SPREAD] if strategy == "zero3" else []
     curve = train_curve(arguments, tmp_path / "run", ranks)
     reference = one_rank(family)
     if family not in EVEN:

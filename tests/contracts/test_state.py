@@ -6,7 +6,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from tests.contracts.tasks import NAMES, STEADY
+from tests.contracts.tasks import NAMES, SPREAD, STEADY
 from trainer.checkpoint.checkpointer import choose
 from trainer.errors import StorageFailed
 from trainer.state.storage import read_tensors, write_state
@@ -41,7 +41,17 @@ STOPPED = [("ddp", 4), ("fsdp", 3), ("hsdp", 4), ("zero1", 3), ("zero3", 4)]
     ("strategy", "ranks"), [("ddp", 3), ("zero2", 2), *(pytest.param(*cell, marks=pytest.mark.slow) for cell in STOPPED)]
 )
 def test_a_run_that_was_stopped_has_the_bits_of_one_that_was_not(tiny, tmp_path, strategy, ranks):
-    arguments = [*tiny, f"strategy={strategy}", "train.micro_batch=2"]
+    stopped_and_not([*tiny, f"strategy={strategy}", "train.micro_batch=2"], tmp_path, ranks)
+
+
+@pytest.mark.parametrize("strategy", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "zero1", "zero2")), "zero3"])
+def test_so_it_has_in_bf16_where_masters_are_not_what_the_model_computes_with(tiny, tmp_path, strategy):
+    spread = [SPREAD] if strategy == "zero3" else []
+    arguments = last_wins([*tiny, f"strategy={strategy}", "precision=bf16", "train.micro_batch=2", *spread])
+    stopped_and_not(arguments, tmp_path, 2)
+
+
+def stopped_and_not(arguments, tmp_path, ranks):
     whole = train_curve(arguments, tmp_path / "whole", ranks)
     train_curve([*arguments, "train.stop_after=7"], tmp_path / "run", ranks)
     curve = train_curve(arguments, tmp_path / "run", ranks)

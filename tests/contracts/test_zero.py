@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.contracts.engines import build_job, micro_batches, whole
+from tests.contracts.tasks import SPREAD
 from trainer import assembly
 from trainer.config import load
 from trainer.errors import Refused, StorageFailed
@@ -20,26 +21,37 @@ def one_rank(tiny, tmp_path_factory):
     return train_curve(tiny, tmp_path_factory.mktemp("reference"))
 
 
-OFFLOADED = "strategy.offload_optimizer=cpu"
+CPU = {"device": "cpu"}
 OPTIONS = [
-    ("zero1", 2, [OFFLOADED]),
-    ("zero2", 2, [OFFLOADED, "strategy.bucket_elements=1000"]),
-    ("zero3", 2, [OFFLOADED, "strategy.offload_parameters=cpu"]),
-    ("zero3", 4, ["strategy.secondary_shard=2"]),
-    ("zero3", 2, ["strategy.overlap_communication=false", "strategy.bucket_elements=1000"]),
-    ("zero3", 2, ["strategy.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"]),
-    ("zero2", 2, ["strategy.deepspeed={zero_optimization: {round_robin_gradients: true}}"]),
+    ("zero1", 2, ["strategy.offload_optimizer=cpu"], {"offload_optimizer": CPU}),
+    (
+        "zero2",
+        2,
+        ["strategy.offload_optimizer=cpu", "strategy.bucket_elements=1000"],
+        {"offload_optimizer": CPU, "reduce_bucket_size": 1000},
+    ),
+    (
+        "zero3",
+        2,
+        ["strategy.offload_optimizer=cpu", "strategy.offload_parameters=cpu", SPREAD],
+        {"offload_optimizer": CPU, "offload_param": CPU, "stage3_param_persistence_threshold": 0},
+    ),
+    ("zero3", 4, ["strategy.secondary_shard=2", SPREAD], {"zero_hpz_partition_size": 2}),
+    ("zero3", 2, ["strategy.overlap_communication=false", "strategy.bucket_elements=1000"], {"overlap_comm": False}),
+    ("zero2", 2, ["strategy.deepspeed={zero_optimization: {round_robin_gradients: true}}"], {"round_robin_gradients": True}),
 ]
 
 
 @pytest.mark.parametrize(
-    ("strategy", "ranks", "more"),
+    ("strategy", "ranks", "more", "told"),
     [pytest.param(*case, marks=() if place == 2 else pytest.mark.slow) for place, case in enumerate(OPTIONS)],
 )
-def test_its_options_change_no_loss(tiny, tmp_path, one_rank, strategy, ranks, more):
+def test_its_options_change_no_loss(tiny, tmp_path, one_rank, strategy, ranks, more, told):
     arguments = [*tiny, f"strategy={strategy}", "train.micro_batch=2", *more]
     train_curve([*arguments, "train.stop_after=11"], tmp_path / "run", ranks)
     assert_same_curve(train_curve(arguments, tmp_path / "run", ranks), one_rank, loss=1e-5, grad_norm=1e-4)
+    kept = json.loads((tmp_path / "run" / "deepspeed.json").read_text())["zero_optimization"]
+    assert kept | told == kept
 
 
 def test_its_json_is_derived_and_kept(tiny, tmp_path):
@@ -78,15 +90,9 @@ def frozen(arguments, source, to):
     }
 
 
-@pytest.mark.parametrize(
-    ("strategy", "precision"),
-    [
-        ("zero3", "bf16"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("zero2", "fp32"), ("zero3", "fp32"), ("zero1", "bf16"))),
-    ],
-)
-def test_frozen_parameters_stay_and_move(tiny, tmp_path, strategy, precision):
-    more = [f"precision={precision}", "model.tie_embeddings=false"]
+@pytest.mark.parametrize("strategy", [pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
+def test_frozen_parameters_stay_and_move(tiny, tmp_path, strategy):
+    more = ["model.tie_embeddings=false"]
     folders = [tmp_path / name for name in ("first", "second", "third")]
     for folder in folders:
         folder.mkdir()
@@ -100,6 +106,21 @@ def test_frozen_parameters_stay_and_move(tiny, tmp_path, strategy, precision):
     saved = read_tensors(folders[1], "")
     for _, before in run_ranks(frozen, 2, last_wins([*tiny, *more, f"strategy={strategy}"]), folders[1], folders[2]):
         assert all(torch.equal(torch.from_numpy(before[name]), saved[name]) for name in before)
+
+
+def refused(arguments):
+    """On a rank: why a model with a frozen parameter is not built."""
+    job = build_job(arguments)
+    job.skeleton.model.get_parameter(FROZEN).requires_grad_(False)
+    try:
+        assembly.build_engine(job)
+    except Refused as error:
+        return str(error)
+
+
+def test_under_bf16_what_is_frozen_would_be_rounded_and_is_refused(tiny):
+    (said,) = run_ranks(refused, 1, last_wins([*tiny, "strategy=zero3", "precision=bf16"]))
+    assert said.startswith(f"{FROZEN} is frozen, and under bf16") and "strategy=fsdp or precision=fp32" in said
 
 
 def unequal(arguments, source):
@@ -122,6 +143,19 @@ def test_unequal_step_counts_are_refused_with_the_way_out(tiny, tmp_path):
         assert said == (
             "The checkpoint's parameters were stepped 2 to 3 times; ZeRO keeps one count for all of them. Go on with strategy=fsdp or ddp."
         )
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("{zero_optimization: {nonsense: 1}}", "zero_optimization.nonsense"),
+        ("{zero_optimization: {stage3_max_live_parameters: many}}", "zero_optimization.stage3_max_live_parameters"),
+    ],
+)
+def test_what_deepspeed_does_not_understand_is_refused_before_ranks_meet(tiny, more, says, monkeypatch):
+    monkeypatch.setattr("trainer.run.start_process_group", None)
+    with pytest.raises(Refused, match=rf"strategy\.deepspeed: DeepSpeed refuses {says}"):
+        train_here(last_wins([*tiny, "strategy=zero3", f"strategy.deepspeed={more}"]))
 
 
 def test_without_deepspeed_one_sentence_says_what_to_install(tiny, monkeypatch):

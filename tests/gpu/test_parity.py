@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.contracts.tasks import NAMES
+from tests.contracts.tasks import NAMES, SPREAD
 from trainer.testing import assert_same_curve, last_wins, read_curve, run_ranks, train_curve, train_here
 
 FSDP = ["+strategy=fsdp"]
@@ -14,6 +14,11 @@ STRATEGIES = {
     "fsdp, gathered once": [*FSDP, "strategy.reshard_after_forward=false"],
     "fsdp, reduced once": [*FSDP, "strategy.reduce_every_micro_batch=false", "train.micro_batch=4"],
     "fsdp, offloaded": [*FSDP, "strategy.cpu_offload=true"],
+    "zero1": ["strategy=zero1"],
+    "zero2, offloaded": ["strategy=zero2", "strategy.offload_optimizer=cpu"],
+    "zero3": ["strategy=zero3"],
+    "zero3, nothing kept whole": ["strategy=zero3", SPREAD],
+    "zero3, offloaded": ["strategy=zero3", SPREAD, "strategy.offload_optimizer=cpu", "strategy.offload_parameters=cpu"],
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ from trainer.distributed.log import quiet_deepspeed
 from trainer.engine.data_ranks import DataRanks
 from trainer.engine.loop import Loop
 from trainer.engine.observe import observe_compute
+from trainer.errors import Refused
 from trainer.model.head import Scorer, swap_head
 from trainer.model.names import aliases, named_owners
+from trainer.model.weights import Unfilled
 from trainer.parallel.parallelize import Parallelized, allocate, fill, put
 from trainer.precision.dtypes import DTYPES
 from trainer.protocols import EngineJob, Weights
@@ -37,17 +39,26 @@ def build_deepspeed(job: EngineJob, settings: dict[str, Any]) -> DeepSpeedEngine
     """
     deepspeed = _import_deepspeed(job.device)
     model, family, ending = job.skeleton.model, job.skeleton.family, job.skeleton.head
+    frozen = next((name for name, parameter in named_owners(model) if not parameter.requires_grad), None)
+    if frozen and job.precision.compute == "bf16":
+        raise Refused(
+            f"{frozen} is frozen, and under bf16 DeepSpeed keeps frozen parameters in bf16 only: use strategy=fsdp or precision=fp32."
+        )
     tied = aliases(model)
     head = swap_head(model, ending)
+    told = ExitStack()
+    told.enter_context(_local_rank(job.device))
     if settings["zero_optimization"]["stage"] == 3:
         optimizer = _fill_sharded(deepspeed, job, settings, tied)
     else:
+        for parameter in model.parameters():  # DeepSpeed would cast them afterwards; their masters are filled in fp32 below
+            parameter.data = parameter.data.to(DTYPES[job.precision.compute])
         allocate(model, tied, job.device, job.device)
         fill(model, job.weights)
         optimizer = job.make_optimizer(named_owners(model))
     scorer, named = Scorer(model, head, family, ending.bias), list(named_owners(model))
     engine, *_ = deepspeed.initialize(model=scorer, optimizer=optimizer, config=settings, dist_init_required=False)
-    return DeepSpeedEngine(job, engine, scorer, named, settings)
+    return DeepSpeedEngine(job, engine, scorer, named, settings, told)
 
 
 class DeepSpeedEngine:
@@ -59,10 +70,19 @@ class DeepSpeedEngine:
         scorer: what it wraps.
         named: (checkpoint name, parameter), tied parameters once.
         settings: DeepSpeed's JSON.
+        told: what it has to be told as long as it lives.
     """
 
-    def __init__(self, job: EngineJob, engine: Any, scorer: Scorer, named: Sequence[tuple[str, nn.Parameter]], settings: dict[str, Any]):
-        self.device, self._settings = job.device, settings
+    def __init__(
+        self,
+        job: EngineJob,
+        engine: Any,
+        scorer: Scorer,
+        named: Sequence[tuple[str, nn.Parameter]],
+        settings: dict[str, Any],
+        told: ExitStack,
+    ):
+        self.device, self._settings, self._told = job.device, settings, told
         self._engine, self._zero, self._model = engine, engine.optimizer, scorer.model
         self._sharded = engine.zero_optimization_stage() == 3
         self._ranks = DataRanks(job.device)
@@ -82,7 +102,7 @@ class DeepSpeedEngine:
         self._first_block = next(scorer.model.get_submodule(job.skeleton.family.blocks[0]).children())
         self._dtypes: dict[str, str] | None = None
         self._peak_rates = [group["lr"] for group in self._zero.optimizer.param_groups]
-        if engine.bfloat16_enabled():
+        if engine.bfloat16_enabled() and not isinstance(job.weights, Unfilled):
             self._fill_masters(job.weights)
         scorer.train()
 
@@ -146,8 +166,12 @@ class DeepSpeedEngine:
 
     def close(self) -> None:
         """Drops the model and the optimizer, and the hooks that DeepSpeed has put into them."""
+        from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
         self._engine.destroy()
-        del self._engine, self._zero, self._partitions, self._loop, self._model
+        FWD_MODULE_STACK.clear()
+        self._told.close()
+        del self._engine, self._zero, self._partitions, self._loop, self._model, self._first_block
 
     def _backward(self, roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         loss = torch.stack([root * gradient for root, gradient in zip(roots, gradients, strict=True)]).sum()
@@ -205,21 +229,48 @@ def _fill_sharded(deepspeed: Any, job: EngineJob, settings: dict[str, Any], tied
     return optimizer
 
 
+@contextmanager
+def _local_rank(device: torch.device) -> Iterator[None]:
+    """Tells DeepSpeed of this rank's device the one way that it asks for: a rank alone has no LOCAL_RANK, and srun may show each its own GPU only."""
+    before = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = str(device.index or 0) if device.type == "cuda" else before or "0"
+    try:
+        yield
+    finally:
+        del os.environ["LOCAL_RANK"]
+        if before is not None:
+            os.environ["LOCAL_RANK"] = before
+
+
+def zero_problems(settings: dict[str, Any], device: torch.device) -> list[str]:
+    """What DeepSpeed has to say against ``zero_optimization`` of its JSON, a sentence each."""
+    _import_deepspeed(device)
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**settings["zero_optimization"])
+    except ValidationError as error:
+        told = [(".".join(map(str, problem["loc"])), problem["msg"]) for problem in error.errors()]
+        return [f"strategy.deepspeed: DeepSpeed refuses zero_optimization.{key}: {message}." for key, message in told]
+    return []
+
+
 def _import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed, without what it would build and say by itself."""
     quiet_deepspeed()
-    os.environ.setdefault("DS_ACCELERATOR", device.type)
-    if device.type == "cuda" or "LOCAL_RANK" not in os.environ:  # by which it finds the device; srun may show each rank one GPU only
-        os.environ["LOCAL_RANK"] = str(device.index or 0)
+    os.environ["DS_ACCELERATOR"] = device.type
     # Torch 2.13 has new names for these, which DeepSpeed does not know.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is deprecated", FutureWarning)
     import deepspeed
 
+    # Whoever imported it before, transformers for one, let it look for a device by itself.
     if device.type == "cpu":
-        from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+        from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator as Accelerator
 
-        # Whoever imported it before, transformers for one, let it take a GPU where there is one.
-        deepspeed.accelerator.set_accelerator(CPU_Accelerator())
-        # Else the first collective compiles a shared-memory one for minutes.
+        # Else the first collective compiles one through shared memory, for minutes.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator as Accelerator
+    deepspeed.accelerator.set_accelerator(Accelerator())
     return deepspeed

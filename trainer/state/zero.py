@@ -138,6 +138,7 @@ class Partitions:
     def _take_frozen(self, parameter: Any, value: Tensor) -> None:
         if isinstance(value, Pieces):
             parameter.ds_tensor.narrow(0, 0, value.held.numel()).copy_(value.held)
+            parameter.ds_secondary_tensor = None  # hpZ's copy is of what was there before
         else:
             parameter.copy_(value)
 

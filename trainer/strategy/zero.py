@@ -12,6 +12,8 @@ from trainer.schema import setting
 from trainer.strategy.support import combination_problem
 
 if TYPE_CHECKING:
+    import torch
+
     from trainer.protocols import Engine, EngineJob
 
 INSTALL = "pip install 'isotrain[deepspeed]'"
@@ -71,11 +73,16 @@ class ZeroStrategy:
             yield f"strategy.secondary_shard={self.secondary_shard} does not divide the {world_size} ranks of this run: use a divisor of {world_size}."
         yield from _overlay_problems(self.deepspeed, self._owned("fp32", "fp32", 1, 1, None))
 
-    def device_problems(self, device: str) -> list[str]:
-        """What cannot work on this rank's ``device``, ``cpu`` or ``cuda``."""
+    def device_problems(self, device: torch.device) -> list[str]:
+        """What cannot work on this rank's ``device``, and what DeepSpeed itself does not understand of ``strategy.deepspeed``."""
         quantized = [name for name in ("quantized_weights", "quantized_gradients") if getattr(self, name)]
         reason = "needs a GPU, because DeepSpeed quantizes on no other device: set it to false."
-        return [f"strategy.{name}=true {reason}" for name in quantized] if device == "cpu" else []
+        problems = [f"strategy.{name}=true {reason}" for name in quantized] if device.type == "cpu" else []
+        if self.deepspeed:
+            from trainer.engine.deepspeed import zero_problems
+
+            problems += zero_problems(self.settings("fp32", "fp32", 1, 1, None), device)
+        return problems
 
     def settings(self, compute: str, reduce: str, micro_batch: int, accumulation: int, max_norm: float | None) -> dict[str, Any]:
         """DeepSpeed's configuration: what we own, with ``strategy.deepspeed`` laid over.
@@ -155,6 +162,9 @@ _SETTINGS = {
     "communication_data_type": "precision.reduce",
     "checkpoint": "checkpoint",
     "tensor_parallel": "strategy",
+    "zero_optimization.cpu_offload": "strategy.offload_optimizer",
+    "zero_optimization.cpu_offload_param": "strategy.offload_parameters",
+    "zero_optimization.compute_grad_norm": "the gate on the gradient norm",
     "zero_optimization.stage": "strategy=zero1, zero2 or zero3",
     "zero_optimization.offload_optimizer": "strategy.offload_optimizer",
     "zero_optimization.offload_param": "strategy.offload_parameters",
@@ -169,6 +179,10 @@ _SETTINGS = {
 """The setting of ours that owns a key of DeepSpeed's."""
 
 
+_OTHERS = ("aio", "comms_logger", "dump_state", "flops_profiler", "memory_breakdown", "wall_clock_breakdown")
+"""What else of DeepSpeed's own changes no result and has no setting of ours."""
+
+
 def _overlay_problems(more: dict[str, Any], owned: dict[str, Any], path: str = "") -> Iterator[str]:
     for key, value in more.items():
         dotted = f"{path}{key}"
@@ -178,3 +192,5 @@ def _overlay_problems(more: dict[str, Any], owned: dict[str, Any], path: str = "
             yield from _overlay_problems(value, owned[key], f"{dotted}.")
         elif key in owned:
             yield f"strategy.deepspeed sets {dotted}, which is derived and cannot be changed."
+        elif not path and key not in _OTHERS:
+            yield f"strategy.deepspeed sets {key}; of DeepSpeed's keys only zero_optimization, {', '.join(_OTHERS)} may be added to."
