@@ -1,7 +1,6 @@
 """Real launches of accelerate and deepspeed: what their configs say reaches the run, and a run goes on without them."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,8 +85,6 @@ def test_one_process_of_accelerate_is_explained_and_its_advice_works(silent, tmp
 
 @pytest.mark.slow
 def test_the_deepspeed_launcher(silent, tmp_path):
-    if shutil.which("deepspeed", path=ENVIRONMENT["PATH"]) is None:
-        pytest.skip("deepspeed is not installed")
     arguments = last_wins([*silent, "precision=fp32", "strategy=zero2"])
     done = call("deepspeed", "--num_gpus", "2", "train.py", *arguments, f"run.dir={tmp_path / 'run'}", DS_ACCELERATOR="cpu")
     assert done.returncode == 0 and "--local_rank=1" in done.stdout and "zero2 on 2 x CPU" in done.stdout, done.stdout

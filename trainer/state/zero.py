@@ -81,16 +81,16 @@ class Partitions:
         return state
 
     def take(self, state: dict[str, Tensor]) -> None:
-        """Makes what has been read into ``state`` the engine's: step counts, frozen parameters, and what the model computes with.
+        """Makes what has been read into ``state`` the engine's: step counts, and what the model computes with.
 
         Raises:
             StorageFailed: parameters of one buffer were stepped unequally often, which it cannot hold.
         """
         for name, parameter in self._named:
             held, step = self._range(parameter), state.get(f"optim.{name}.step")
-            if held is None and f"model.{name}" in state:
-                self._take_frozen(parameter, state[f"model.{name}"])
-            elif held is not None and step is not None:
+            if held is None:
+                parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]  # hpZ's copy is of what was there before
+            elif step is not None:
                 self._zero.optimizer.state[held.flat]["step"].copy_(step)
         steps = {float(tensor) for name, tensor in state.items() if name.endswith(".step")}
         if len(steps) > 1:
@@ -128,19 +128,12 @@ class Partitions:
         return Range(flat, master.start, own.start, master.numel)
 
     def _frozen(self, parameter: Any, size: Sequence[int]) -> Tensor:
+        """What this rank holds of a parameter that has no master; always fp32, for under bf16 frozen parameters are refused."""
         if not self._by_parameter:
-            return parameter.detach().float()
+            return parameter.detach()
         start = min(self._zero._get_param_partition_rank(parameter) * parameter.ds_tensor.numel(), parameter.ds_numel)
         length = min(parameter.ds_tensor.numel(), parameter.ds_numel - start)
-        return Pieces(size, parameter.ds_tensor.detach().narrow(0, 0, length).float(), start)
-
-    @torch.no_grad()
-    def _take_frozen(self, parameter: Any, value: Tensor) -> None:
-        if isinstance(value, Pieces):
-            parameter.ds_tensor.narrow(0, 0, value.held.numel()).copy_(value.held)
-            parameter.ds_secondary_tensor = None  # hpZ's copy is of what was there before
-        else:
-            parameter.copy_(value)
+        return Pieces(size, parameter.ds_tensor.detach().narrow(0, 0, length), start)
 
     def dtypes(self) -> dict[str, str]:
         """The number types of what is kept."""
