@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def show(job: Job, number: int) -> None:
 def _samples(job: Job) -> Iterator[tuple[Batch, Samples, int]]:
     """Yields (batch, samples, row) of each sample as one rank gets it, as wide as its step makes it."""
     config, corpus, collate = job.config, job.corpus, collator(job)
-    collated: list[Samples] = []
+    collated: deque[Samples] = deque()  # the loader may be some steps ahead
 
     def kept(samples: Samples) -> Batch:
         collated.append(samples)
@@ -62,7 +63,7 @@ def _samples(job: Job) -> Iterator[tuple[Batch, Samples, int]]:
         loader = StepLoader(samples, build_order(config, samples), kept, size, size)
     with closing(loader.steps(1, config.train.steps)) as steps:  # type: ignore[type-var]
         for _, ids, (batch,) in steps:
-            samples_of_step = collated.pop()
+            samples_of_step = collated.popleft()
             for row in range(ids.size):
                 yield batch, samples_of_step, row
 
