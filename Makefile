@@ -29,6 +29,10 @@ test-fast: $(READY) ## unit, config and architecture tests, under 2 minutes
 	$(PYTEST) -n auto --maxprocesses 8 tests/unit tests/configs tests/architecture $(ARGS)
 
 test-all: $(READY) ## the whole matrices
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s g++ libaio-dev >/dev/null 2>&1; then
+	    echo '[setup] for offload to a disk: apt-get install g++ libaio-dev'
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq g++ libaio-dev >/dev/null || true
+	fi
 	$(PYTEST) -m "not soak" $(ARGS)
 
 soak: $(READY) ## hundreds of random kills

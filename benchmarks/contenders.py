@@ -156,17 +156,18 @@ def transformers_trainer(job: Path, watch: Stopwatch, steps: int) -> list[float]
 
 def bare_deepspeed(job: Path, watch: Stopwatch, steps: int, stage: int) -> list[float]:
     """The loop of DeepSpeed's guide with the configuration that our run gives to DeepSpeed; its batches lie ready in memory."""
-    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}
+    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}  # as DeepSpeed's launcher does
     import deepspeed
     import torch.distributed as dist
 
     from trainer.config import load
+    from trainer.strategy.zero import Facts
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it is compiled first, for minutes
     strategy: Any = load([*json.loads((job / "overrides.json").read_text()), f"strategy=zero{stage}"], 1).strategy
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     batches = [{name: tensor[step] for name, tensor in _batches(job).items()} for step in range(steps)]
-    settings = strategy.settings("fp32", "fp32", len(batches[0]["labels"]), 1, MAX_NORM)
+    settings = strategy.settings(Facts(micro_batch=len(batches[0]["labels"]), max_norm=MAX_NORM))
     model = _model(job)
     engine, *_ = deepspeed.initialize(model=model, optimizer=_adamw(model), config=settings, dist_init_required=False)
     losses = []

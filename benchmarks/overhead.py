@@ -18,6 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -171,64 +172,93 @@ def gate(folder: Path) -> dict[str, float]:
     return differences
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=400)
+def ask(description: str | None, rounds: int, steps: int) -> argparse.Namespace:
+    """The command line's options; ``rounds`` and ``steps`` are what they are by default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--warmup", type=int, default=100)
     options = parser.parse_args()
     if options.steps % LOG_EVERY or options.warmup % LOG_EVERY or not 0 < options.warmup < options.steps:
         parser.error(f"--steps and --warmup must be multiples of {LOG_EVERY}, and the second the smaller one")
+    return options
+
+
+def take_times(
+    names: list[str], gate: Callable[[Path], dict[str, float]], options: argparse.Namespace
+) -> tuple[dict[str, float], list[dict[str, list[float]]]]:
+    """Lets ``gate`` compare losses, then lets all run in every round, beginning with another one each time.
+
+    Returns:
+        What ``gate`` returns, and for each round the CPU seconds per step of each contender's intervals.
+    """
     rounds: list[dict[str, list[float]]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_job(folder, options.steps)
         differences = gate(folder)
-        names = list(CONTENDERS)
         for number in range(options.rounds):
             turn = number % len(names)
             answers = race(names[turn:] + names[:turn], folder, options.steps, options.warmup)
             rounds.append({name: answers[name]["cpu_seconds_per_step"] for name in names})
             medians = (f"{name} {statistics.median(values) * 1e3:.2f} ms" for name, values in rounds[-1].items())
             print(f"round {number + 1}: {', '.join(medians)}", flush=True)
-    results = summary(rounds, differences, options)
-    for name, row in results["contenders"].items():
-        over = f"{row['median_over_hand_loop'] * 1e3:+.2f} over the loop"
-        print(f"{name:>20}: median {row['median'] * 1e3:6.2f} ms, lowest interval {row['lowest'] * 1e3:6.2f}, {over}")
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "overhead.json").write_text(json.dumps(results, indent=2) + "\n")
+    return differences, rounds
 
 
-def summary(rounds: list[dict[str, list[float]]], differences: dict[str, float], options: argparse.Namespace) -> dict[str, Any]:
-    """What goes into the result file. Differences from the hand loop are taken interval by interval, in which the machine was the same."""
+def over(rounds: list[dict[str, list[float]]], name: str, reference: str) -> list[float]:
+    """What ``name`` takes beyond ``reference``, by round: the median over intervals, in each of which the machine was the same for both."""
+    return [statistics.median(a - b for a, b in zip(one[name], one[reference], strict=True)) for one in rounds]
+
+
+def what_was_measured(options: argparse.Namespace, *packages: str) -> dict[str, Any]:
+    """What a result file says before its numbers."""
     return {
         "what": "CPU seconds per optimizer step after warm-up; fresh processes that take turns of one log interval",
-        **machine("torch", "transformers", "accelerate"),
+        **machine("torch", "transformers", *packages),
         "setting": {
             "model": "Llama, 2 blocks, width 32, vocabulary 512",
             "batch": BATCH,
             "sequence_length": LENGTH,
+            "ranks": 1,
             "steps": options.steps,
             "warmup": options.warmup,
             "log_every": LOG_EVERY,
             "threads": 1,
         },
-        "gate": {"steps": GATE_STEPS, "largest_relative_difference_of_loss": differences, "allowed": GATE},
-        "target_seconds_over_hand_loop": TARGET_SECONDS,
-        "contenders": {name: _row([one[name] for one in rounds], [one["hand loop"] for one in rounds]) for name in CONTENDERS},
     }
 
 
-def _row(rounds: list[list[float]], loop: list[list[float]]) -> dict[str, Any]:
-    medians = [statistics.median(values) for values in rounds]
-    over = [statistics.median(a - b for a, b in zip(ours, theirs, strict=True)) for ours, theirs in zip(rounds, loop, strict=True)]
+def keep(name: str, results: dict[str, Any]) -> None:
+    """Writes a result file."""
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _row(rounds: list[dict[str, list[float]]], name: str) -> dict[str, Any]:
+    medians, beyond = [statistics.median(one[name]) for one in rounds], over(rounds, name, "hand loop")
     return {
         "rounds": medians,
         "median": statistics.median(medians),
-        "lowest": min(map(min, rounds)),
-        "over_hand_loop_rounds": over,
-        "median_over_hand_loop": statistics.median(over),
+        "lowest": min(min(one[name]) for one in rounds),
+        "over_hand_loop_rounds": beyond,
+        "median_over_hand_loop": statistics.median(beyond),
     }
+
+
+def main() -> None:
+    options = ask(__doc__, rounds=7, steps=400)
+    differences, rounds = take_times(list(CONTENDERS), gate, options)
+    results = {
+        **what_was_measured(options, "accelerate"),
+        "gate": {"steps": GATE_STEPS, "largest_relative_difference_of_loss": differences, "allowed": GATE},
+        "target_seconds_over_hand_loop": TARGET_SECONDS,
+        "contenders": {name: _row(rounds, name) for name in CONTENDERS},
+    }
+    for name, row in results["contenders"].items():
+        beyond = f"{row['median_over_hand_loop'] * 1e3:+.2f} over the loop"
+        print(f"{name:>20}: median {row['median'] * 1e3:6.2f} ms, lowest interval {row['lowest'] * 1e3:6.2f}, {beyond}")
+    keep("overhead", results)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ SHAPE = ["model.hidden_size=320", "model.intermediate_size=864", "model.num_laye
 
 KINDS = ("parameters", "masters", "moments", "gradients, accumulating", "gradients, before the step")
 FORMULAS = {
-    ("ddp", "fp32"): ("4", "0", "8", "8", "4"),
-    ("ddp", "bf16"): ("0", "4", "8", "8", "4"),
+    ("ddp", "fp32"): ("4", "0", "8", "4", "4"),
+    ("ddp", "bf16"): ("0", "4", "8", "4", "4"),
     ("fsdp", "fp32"): ("4/N", "0", "8/N", "4/N", "4/N"),
     ("fsdp", "bf16"): ("0", "4/N", "8/N", "4/N", "4/N"),
     ("zero1", "fp32"): ("4", "4/N", "8/N", "4", "4/N"),
@@ -37,7 +37,7 @@ FORMULAS = {
     ("zero3", "fp32"): ("4/N", "4/N", "8/N", "4/N", "4/N"),
     ("zero3", "bf16"): ("2/N", "4/N", "8/N", "4/N", "4/N"),
 }
-"""Bytes per parameter on one of N ranks, of each of ``KINDS``. DDP's gradients are in its buckets; while they accumulate, beside them."""
+"""Bytes per parameter on one of N ranks, of each of ``KINDS``. DDP's gradients are in its buckets."""
 
 
 def value(formula, ranks):
@@ -47,10 +47,7 @@ def value(formula, ranks):
 
 def expected(strategy, precision, ranks):
     """Bytes per parameter by kind."""
-    kinds = dict(zip(KINDS, (value(formula, ranks) for formula in FORMULAS[strategy, precision]), strict=True))
-    if strategy == "ddp" and ranks == 1:
-        kinds["gradients, accumulating"] = 4  # nothing is replicated, so there are no buckets
-    return kinds
+    return dict(zip(KINDS, (value(formula, ranks) for formula in FORMULAS[strategy, precision]), strict=True))
 
 
 def total(kinds, last):

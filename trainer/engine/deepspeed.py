@@ -7,27 +7,30 @@ is written and read without gathering. What is private to DeepSpeed here is test
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.distributed.log import quiet_deepspeed
-from trainer.engine.data_ranks import DataRanks
-from trainer.engine.loop import Loop
-from trainer.engine.observe import observe_compute
+from trainer.engine import builds
+from trainer.engine.base import BaseEngine
+from trainer.engine.scratch import Scratch, takes_direct_writes
 from trainer.errors import Refused
 from trainer.model.head import Scorer, swap_head
 from trainer.model.names import aliases, named_owners
 from trainer.model.weights import Unfilled
 from trainer.parallel.parallelize import Parallelized, allocate, fill, put
 from trainer.precision.dtypes import DTYPES
-from trainer.protocols import EngineJob, Weights
+from trainer.protocols import EngineJob
 from trainer.state.zero import Partitions
-from trainer.types import Batch, LossTerms, Scores, StepPlan, StepStats
+from trainer.types import Batch, LossTerms, StepPlan, StepStats
 
 
 def build_deepspeed(job: EngineJob, settings: dict[str, Any]) -> DeepSpeedEngine:
@@ -48,26 +51,29 @@ def build_deepspeed(job: EngineJob, settings: dict[str, Any]) -> DeepSpeedEngine
     head = swap_head(model, ending)
     told = ExitStack()
     told.enter_context(_local_rank(job.device))
+    own = _with_scratch(job, settings, told)
+    for builder in _builders(settings["zero_optimization"]):
+        builds.load(builder)
     if settings["zero_optimization"]["stage"] == 3:
-        optimizer = _fill_sharded(deepspeed, job, settings, tied)
+        optimizer = _fill_sharded(deepspeed, job, own, tied)
     else:
         for parameter in model.parameters():  # DeepSpeed would cast them afterwards; their masters are filled in fp32 below
             parameter.data = parameter.data.to(DTYPES[job.precision.compute])
         allocate(model, tied, job.device, job.device)
         fill(model, job.weights)
         optimizer = job.make_optimizer(named_owners(model))
-    scorer, named = Scorer(model, head, family, ending.bias), list(named_owners(model))
-    engine, *_ = deepspeed.initialize(model=scorer, optimizer=optimizer, config=settings, dist_init_required=False)
-    return DeepSpeedEngine(job, engine, scorer, named, settings, told)
+    named = list(named_owners(model))
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=own, dist_init_required=False)
+    return DeepSpeedEngine(job, engine, Scorer(model, head, family, ending.bias, wrapped=engine), named, settings, told)
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(BaseEngine):
     """Trains a model under ZeRO. See trainer.protocols.Engine for the contract.
 
     Args:
         job: what it was built from.
         engine: DeepSpeed's.
-        scorer: what it wraps.
+        scorer: what calls it.
         named: (checkpoint name, parameter), tied parameters once.
         settings: DeepSpeed's JSON.
         told: what it has to be told as long as it lives.
@@ -82,69 +88,37 @@ class DeepSpeedEngine:
         settings: dict[str, Any],
         told: ExitStack,
     ):
-        self.device, self._settings, self._told = job.device, settings, told
-        self._engine, self._zero, self._model = engine, engine.optimizer, scorer.model
-        self._sharded = engine.zero_optimization_stage() == 3
-        self._ranks = DataRanks(job.device)
-        self.data_rank, self.data_size = self._ranks.rank, self._ranks.size
+        self._settings, self._told = settings, told
+        self._engine, self._zero = engine, engine.optimizer
         self._partitions = Partitions(self._zero, named)
         parts = Parallelized(
             scorer.model,
             scorer,
-            engine,
+            scorer,
             self._accumulating,
             self._zero,
             gather_root=lambda: None,
             rehearses=False,
             backward=self._backward,
         )
-        self._loop = Loop(parts, job.objective, job.device, self.data_rank, self.data_size, job.seed)
-        self._first_block = next(scorer.model.get_submodule(job.skeleton.family.blocks[0]).children())
-        self._dtypes: dict[str, str] | None = None
-        self._peak_rates = [group["lr"] for group in self._zero.optimizer.param_groups]
+        is_sharded = engine.zero_optimization_stage() == 3
+        super().__init__(job, parts, in_step=is_sharded and dist.get_world_size() > 1)
         if engine.bfloat16_enabled() and not isinstance(job.weights, Unfilled):
-            self._fill_masters(job.weights)
-        scorer.train()
-
-    def sum_over_data(self, values: Tensor) -> Tensor:
-        """Adds up ``values`` over the data ranks; moves them to the device first."""
-        return self._ranks.sum(values)
-
-    def gather_over_data(self, values: Tensor) -> Tensor:
-        """The data ranks' ``values`` (n, ...) one after the other, on every rank."""
-        return self._ranks.gather(values)
+            self._partitions.fill(job.weights)
 
     def forward_backward(self, step: int, micro_batches: list[Batch], counts: dict[str, Tensor]) -> LossTerms:
         """Accumulates the step's gradient; one packed all-reduce brings loss terms and each rank's loss together."""
-        if self._dtypes is None:
-            with observe_compute(self._first_block) as self._dtypes:
-                local = self._loop.run(step, micro_batches, counts)
-            self._dtypes |= self._partitions.dtypes()
-        else:
-            local = self._loop.run(step, micro_batches, counts)
+        local = self._run(step, micro_batches, counts)
         return self._ranks.totals(local, torch.zeros(0, device=self.device))[0]
 
     def optimizer_step(self, plan: StepPlan) -> StepStats:
         """Clips and applies the gradient; DeepSpeed itself skips a step whose norm is not finite, which it reads from the device."""
         self._zero.clip_grad = plan.max_norm or 0.0
-        for group, peak in zip(self._zero.optimizer.param_groups, self._peak_rates, strict=True):
-            group["lr"] = peak * plan.lr_scale
+        self._set_rates(plan.lr_scale)
         self._engine.step()
         norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float64, device=self.device)
         applied = torch.tensor(self._engine.was_step_applied(), device=self.device)
         return StepStats(grad_norm=norm, applied=applied, rank_losses=self._ranks.losses)
-
-    @torch.no_grad()
-    def score(self, batch: Batch) -> tuple[LossTerms, Scores]:
-        """This rank's terms of one micro-batch and the scores they were made of, dropout off."""
-        with self._evaluating():
-            return self._loop.judged(batch)
-
-    @contextmanager
-    def inference(self) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """Yields the transformers model and what ``generate`` must be told: under stage 3 ranks have to take the same number of steps."""
-        with torch.no_grad(), self._evaluating():
-            yield self._model, {"synced_gpus": self._sharded and self.data_size > 1}
 
     def state(self) -> dict[str, Tensor]:
         """The live tensors by neutral name, each rank's range of them."""
@@ -155,10 +129,6 @@ class DeepSpeedEngine:
         state = self._partitions.state()
         read(state)
         self._partitions.take(state)
-
-    def dtypes(self) -> dict[str, str]:
-        """The number type of each kind of tensor, observed during the first step; empty before it."""
-        return dict(self._dtypes or {})
 
     def files(self) -> dict[str, dict[str, Any]]:
         """DeepSpeed's configuration."""
@@ -171,36 +141,19 @@ class DeepSpeedEngine:
         self._engine.destroy()
         FWD_MODULE_STACK.clear()
         self._told.close()
-        del self._engine, self._zero, self._partitions, self._loop, self._model, self._first_block
+        super().close()
+        del self._engine, self._zero, self._partitions
 
     def _backward(self, roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        loss = torch.stack([root * gradient for root, gradient in zip(roots, gradients, strict=True)]).sum()
-        self._engine.backward(loss, scale_wrt_gas=False)
+        first, *others = (root * gradient for root, gradient in zip(roots, gradients, strict=True))
+        self._engine.backward(sum(others, start=first), scale_wrt_gas=False)
 
     def _accumulating(self, is_last: bool) -> AbstractContextManager[None]:
         self._engine.set_gradient_accumulation_boundary(is_last)
         return nullcontext()
 
-    def _fill_masters(self, weights: Weights) -> None:
-        """In fp32, where DeepSpeed has made them of what it computes with."""
-        for name, held, size in self._partitions.trained():
-            whole = weights.fill(name).expand(size).flatten()
-            held.flat.detach().narrow(0, held.at, held.length).copy_(whole.narrow(0, held.start, held.length))
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        self._model.eval()
-        begins = self._model.register_forward_pre_hook(self._begin_forward) if self._sharded else None
-        try:
-            yield
-        finally:
-            if begins is not None:
-                begins.remove()
-            self._model.train()
-
-    def _begin_forward(self, *arguments: Any) -> None:
-        """Stage 3 foresees which parameters come next, counted from the beginning of a forward, of which it learns only through its root."""
-        self._zero.parameter_offload.get_param_coordinator().reset_step()
+    def _kept_dtypes(self) -> dict[str, str]:
+        return self._partitions.dtypes()
 
 
 def _fill_sharded(deepspeed: Any, job: EngineJob, settings: dict[str, Any], tied: dict[str, str]) -> torch.optim.Optimizer:
@@ -232,18 +185,69 @@ def _fill_sharded(deepspeed: Any, job: EngineJob, settings: dict[str, Any], tied
 @contextmanager
 def _local_rank(device: torch.device) -> Iterator[None]:
     """Tells DeepSpeed of this rank's device the one way that it asks for: a rank alone has no LOCAL_RANK, and srun may show each its own GPU only."""
-    before = os.environ.get("LOCAL_RANK")
-    os.environ["LOCAL_RANK"] = str(device.index or 0) if device.type == "cuda" else before or "0"
+    before = {name: os.environ.get(name) for name in ("LOCAL_RANK", "LOCAL_SIZE")}
+    os.environ["LOCAL_RANK"] = str(device.index or 0) if device.type == "cuda" else before["LOCAL_RANK"] or "0"
+    if device.type == "cpu":
+        # How many devices there are: nothing on a CPU depends on it, but for each bucket stage 3 would start ``numactl`` to count them.
+        os.environ["LOCAL_SIZE"] = before["LOCAL_SIZE"] or "1"
     try:
         yield
     finally:
-        del os.environ["LOCAL_RANK"]
-        if before is not None:
-            os.environ["LOCAL_RANK"] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _with_scratch(job: EngineJob, settings: dict[str, Any], told: ExitStack) -> dict[str, Any]:
+    """DeepSpeed's JSON with a folder of this rank's own for what it swaps, which goes with the engine."""
+    swapped = {key: value for key, value in settings["zero_optimization"].items() if _is_swapped(value)}
+    if not swapped:
+        return settings
+    parent = Path(next(iter(swapped.values()))["nvme_path"]).expanduser()
+    per_element = 16 * ("offload_optimizer" in swapped) + DTYPES[job.precision.compute].itemsize * ("offload_param" in swapped)
+    needed = per_element * sum(parameter.numel() for _, parameter in named_owners(job.skeleton.model)) // job.mesh.size()
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    scratch = Scratch(parent)
+    told.callback(scratch.remove)
+    if (free := shutil.disk_usage(parent).free) < needed * ranks:
+        raise Refused(
+            f"strategy.nvme_path={parent} has {free / 1e9:.1f} GB free, and {ranks} ranks here swap {needed * ranks / 1e9:.1f} GB: "
+            "choose a larger disk, or offload to cpu."
+        )
+    zero = settings["zero_optimization"]
+    return settings | {"zero_optimization": zero | {key: value | {"nvme_path": str(scratch.path)} for key, value in swapped.items()}}
+
+
+def _is_swapped(offload: Any) -> bool:
+    return isinstance(offload, dict) and offload.get("device") == "nvme"
+
+
+def _builders(zero: dict[str, Any]) -> list[Any]:
+    """Of the operations that DeepSpeed compiles for what its JSON wants, in their order."""
+    from deepspeed.accelerator import get_accelerator
+
+    names = ["PinMemoryBuilder", "AsyncIOBuilder"] if any(map(_is_swapped, zero.values())) else []
+    if zero.get("zero_quantized_weights") or zero.get("zero_quantized_gradients"):
+        names.append("QuantizerBuilder")
+    return [get_accelerator().create_op_builder(name) for name in names]
+
+
+def _swap_problems(zero: dict[str, Any], path: str) -> Iterator[str]:
+    """What keeps DeepSpeed from swapping to ``strategy.nvme_path``."""
+    if shutil.which("g++") is None:
+        yield "strategy.offload_*=nvme needs a C++ compiler, by which DeepSpeed builds its asynchronous I/O: apt-get install g++."
+    elif not all(builder.is_compatible(verbose=False) for builder in _builders(zero)):
+        yield "strategy.offload_*=nvme needs libaio and its headers, which are not installed: apt-get install libaio-dev."
+    try:
+        if not takes_direct_writes(Path(path).expanduser()):
+            yield f"strategy.nvme_path={path} takes no direct writes, as a disk in memory does not: choose a folder on a local disk."
+    except OSError as error:
+        yield f"strategy.nvme_path={path} cannot be written to: {error.strerror}. Choose a folder on a local disk."
 
 
 def zero_problems(settings: dict[str, Any], device: torch.device) -> list[str]:
-    """What DeepSpeed has to say against ``zero_optimization`` of its JSON, a sentence each."""
+    """What cannot work of ``zero_optimization`` of DeepSpeed's JSON, a sentence each, and what it says against it itself."""
     _import_deepspeed(device)
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError
@@ -253,7 +257,9 @@ def zero_problems(settings: dict[str, Any], device: torch.device) -> list[str]:
     except ValidationError as error:
         told = [(".".join(map(str, problem["loc"])), problem["msg"]) for problem in error.errors()]
         return [f"strategy.deepspeed: DeepSpeed refuses zero_optimization.{key}: {message}." for key, message in told]
-    return []
+    zero = settings["zero_optimization"]
+    swapped = [value for value in zero.values() if _is_swapped(value)]
+    return list(_swap_problems(zero, swapped[0]["nvme_path"])) if swapped else []
 
 
 def _import_deepspeed(device: torch.device) -> Any:

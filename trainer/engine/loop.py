@@ -64,13 +64,14 @@ class Loop:
         """One backward that does not count, at the beginning of every session.
 
         DDP puts gradients into other buckets after its first backward, and what is added up where decides the last bit on three and more
-        ranks: without this, the first step of a resumed run would differ from the same step of a run that was not interrupted.
+        ranks: without this, the first step of a resumed run would differ from the same step of a run that was not interrupted. So it
+        would if the gradients were dropped here: those of the first step would then be divided on their way into the buckets, not there.
         """
         self._must_rehearse = False
         with self._dropout(0, 0):
             terms = self.terms(batch, self._parts.trained)
             self._parts.backward([term.sum for term in terms.values() if term.sum.requires_grad])
-        self._parts.optimizer.zero_grad()
+        self._parts.optimizer.zero_grad(set_to_none=False)
 
     def terms(self, batch: Batch, scorer: torch.nn.Module) -> LossTerms:
         """The objective's terms of one micro-batch, as training needs them."""

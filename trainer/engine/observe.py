@@ -36,15 +36,14 @@ def observe_compute(block: nn.Module) -> Iterator[dict[str, str]]:
         handle.remove()
 
 
-@contextmanager
-def observe_dtypes(block: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[dict[str, str]]:
-    """The same, and ``masters``, ``gradients`` and ``moments`` of ``optimizer``, which holds the masters."""
-    with observe_compute(block) as seen:
-        yield seen
+def kept_dtypes(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """``masters``, which ``optimizer`` holds, their ``gradients`` and ``moments``."""
     masters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    seen["masters"] = common_name(masters)
-    seen["gradients"] = common_name(parameter.grad for parameter in masters if parameter.grad is not None)
-    seen["moments"] = common_name(optimizer.state[parameter][key] for parameter in masters for key in ("exp_avg", "exp_avg_sq"))
+    return {
+        "masters": common_name(masters),
+        "gradients": common_name(parameter.grad for parameter in masters if parameter.grad is not None),
+        "moments": common_name(optimizer.state[parameter][key] for parameter in masters for key in ("exp_avg", "exp_avg_sq")),
+    }
 
 
 def _size(weight: Any) -> torch.Size:

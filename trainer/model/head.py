@@ -97,14 +97,23 @@ class Scorer(nn.Module):
         bias: dotted path of the buffer that the model adds after its head.
         compute_dtype: when given, parameters are cast to it for the call, and gradients come back to the fp32 parameters.
             FSDP casts by itself and leaves it None.
+        wrapped: what to call in place of ``model``, with the same arguments; None: ``model`` itself.
     """
 
     def __init__(
-        self, model: nn.Module, head: DenseHead | None, family: Family, bias: str | None = None, compute_dtype: torch.dtype | None = None
+        self,
+        model: nn.Module,
+        head: DenseHead | None,
+        family: Family,
+        bias: str | None = None,
+        compute_dtype: torch.dtype | None = None,
+        wrapped: nn.Module | None = None,
     ):
         super().__init__()
         self.model = model
-        self._head = [head]  # in a list: it is registered inside the model already
+        # In lists: the head is registered inside the model already, and the model inside of what wraps it.
+        self._head = [head]
+        self._called = [model if wrapped is None else wrapped]
         self._bias = bias
         self._family = family
         self._compute_dtype = compute_dtype
@@ -135,7 +144,7 @@ class Scorer(nn.Module):
                 asked.bias = stack.enter_context(_taken_over(self.model, self._bias))
                 stack.enter_context(asking(head, asked))
             if self._compute_dtype is None:
-                return self.model(**told, use_cache=False).logits
+                return self._called[0](**told, use_cache=False).logits
             cast = {name: parameter.to(self._compute_dtype) for name, parameter in self.model.named_parameters()}
             return torch.func.functional_call(self.model, cast, (), {**told, "use_cache": False}).logits
 

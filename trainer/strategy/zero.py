@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.distributed.degrees import Degrees
 from trainer.schema import setting
+from trainer.strategy.overlay import laid_over, overlay_problems
 from trainer.strategy.support import combination_problem
 
 if TYPE_CHECKING:
@@ -17,6 +18,26 @@ if TYPE_CHECKING:
     from trainer.protocols import Engine, EngineJob
 
 INSTALL = "pip install 'isotrain[deepspeed]'"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What else decides DeepSpeed's configuration, from other groups and the model.
+
+    Attributes:
+        compute, reduce: the precision policy's types.
+        micro_batch: samples per forward on one rank.
+        accumulation: most micro-batches per step on one rank.
+        max_norm: to which gradients are clipped; written always, because DeepSpeed would clip to 1.0 by itself.
+        largest_part: the most elements that one rank holds of a parameter.
+    """
+
+    compute: str = "fp32"
+    reduce: str = "fp32"
+    micro_batch: int = 1
+    accumulation: int = 1
+    max_norm: float | None = None
+    largest_part: int = 1
 
 
 @dataclass
@@ -28,11 +49,15 @@ class ZeroStrategy:
         2, "what is spread: 1 moments and masters, 2 gradients too, 3 parameters too", minimum=1, maximum=3, aliases=("zero_stage",)
     )
     offload_optimizer: str | None = setting(
-        None, "where masters and moments are kept instead of on the device: cpu", choices=("cpu",), aliases=("cpu_offload",)
+        None,
+        "where masters and moments are kept instead of on the device: cpu, or under stage 3 nvme",
+        choices=("cpu", "nvme"),
+        aliases=("cpu_offload",),
     )
     offload_parameters: str | None = setting(
-        None, "stage 3: where parameters are kept between uses: cpu", choices=("cpu",), aliases=("offload_param",)
+        None, "stage 3: where parameters are kept between uses: cpu or nvme", choices=("cpu", "nvme"), aliases=("offload_param",)
     )
+    nvme_path: str | None = setting(None, "a folder on a fast disk of each machine, for what is offloaded to nvme")
     secondary_shard: int = setting(
         1,
         "stage 3: ranks of one machine over which a second copy of the parameters lies, for the backward (ZeRO++ hpZ); 1: none",
@@ -42,7 +67,10 @@ class ZeroStrategy:
     quantized_weights: bool = setting(False, "stage 3: gather parameters as int8 (ZeRO++ qwZ); changes the loss")
     quantized_gradients: bool = setting(False, "stage 3: reduce gradients as int4 (ZeRO++ qgZ); changes the loss")
     bucket_elements: int = setting(
-        50_000_000, "numbers that are reduced, or gathered, at a time", minimum=1, aliases=("reduce_bucket_size", "allgather_bucket_size")
+        50_000_000,
+        "numbers that are reduced, gathered, or swapped to nvme at a time",
+        minimum=1,
+        aliases=("reduce_bucket_size", "allgather_bucket_size"),
     )
     overlap_communication: bool = setting(True, "reduce gradients while the backward goes on", aliases=("overlap_comm",))
     deepspeed: dict[str, Any] = setting(
@@ -71,45 +99,48 @@ class ZeroStrategy:
             yield f"strategy.secondary_shard={self.secondary_shard} needs stage 3: did you mean strategy=zero3?"
         if world_size is not None and world_size % self.secondary_shard:
             yield f"strategy.secondary_shard={self.secondary_shard} does not divide the {world_size} ranks of this run: use a divisor of {world_size}."
-        yield from _overlay_problems(self.deepspeed, self._owned("fp32", "fp32", 1, 1, None))
+        yield from self._nvme_problems()
+        yield from overlay_problems(self.deepspeed, self._owned(Facts()))
+
+    def _nvme_problems(self) -> Iterator[str]:
+        swapped = [name for name in ("offload_optimizer", "offload_parameters") if getattr(self, name) == "nvme"]
+        if self.offload_optimizer == "nvme" and self.stage < 3:
+            yield "strategy.offload_optimizer=nvme needs stage 3, which alone swaps: use cpu, or strategy=zero3."
+        if swapped and self.nvme_path is None:
+            yield f"strategy.{swapped[0]}=nvme needs strategy.nvme_path, a folder on a fast disk of each machine."
+        if self.nvme_path is not None and not swapped:
+            yield f"strategy.nvme_path={self.nvme_path} is used by nothing: add strategy.offload_optimizer=nvme, or leave it out."
 
     def device_problems(self, device: torch.device) -> list[str]:
         """What cannot work on this rank's ``device``, and what DeepSpeed itself does not understand of ``strategy.deepspeed``."""
         quantized = [name for name in ("quantized_weights", "quantized_gradients") if getattr(self, name)]
         reason = "needs a GPU, because DeepSpeed quantizes on no other device: set it to false."
         problems = [f"strategy.{name}=true {reason}" for name in quantized] if device.type == "cpu" else []
-        if self.deepspeed:
+        if self.deepspeed or self.nvme_path:
             from trainer.engine.deepspeed import zero_problems
 
-            problems += zero_problems(self.settings("fp32", "fp32", 1, 1, None), device)
+            problems += zero_problems(self.settings(Facts()), device)
         return problems
 
-    def settings(self, compute: str, reduce: str, micro_batch: int, accumulation: int, max_norm: float | None) -> dict[str, Any]:
-        """DeepSpeed's configuration: what we own, with ``strategy.deepspeed`` laid over.
+    def settings(self, facts: Facts) -> dict[str, Any]:
+        """DeepSpeed's configuration: what we own, with ``strategy.deepspeed`` laid over."""
+        return laid_over(self._owned(facts), self.deepspeed)
 
-        Args:
-            compute, reduce: the precision policy's types.
-            micro_batch: samples per forward on one rank.
-            accumulation: most micro-batches per step on one rank.
-            max_norm: to which gradients are clipped; written always, because DeepSpeed would clip to 1.0 by itself.
-        """
-        return _laid_over(self._owned(compute, reduce, micro_batch, accumulation, max_norm), self.deepspeed)
-
-    def _owned(self, compute: str, reduce: str, micro_batch: int, accumulation: int, max_norm: float | None) -> dict[str, Any]:
+    def _owned(self, facts: Facts) -> dict[str, Any]:
         return {
-            "train_micro_batch_size_per_gpu": micro_batch,
-            "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": max_norm or 0.0,
+            "train_micro_batch_size_per_gpu": facts.micro_batch,
+            "gradient_accumulation_steps": facts.accumulation,
+            "gradient_clipping": facts.max_norm or 0.0,
             "steps_per_print": None,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "communication_data_type": reduce,
+            "communication_data_type": facts.reduce,
             "data_types": {"grad_accum_dtype": "fp32"},
-            "bf16": {"enabled": compute == "bf16", "check_grad_overflow": True},
-            "zero_optimization": self._zero(),
+            "bf16": {"enabled": facts.compute == "bf16", "check_grad_overflow": True},
+            "zero_optimization": self._zero(facts),
         }
 
-    def _zero(self) -> dict[str, Any]:
+    def _zero(self, facts: Facts) -> dict[str, Any]:
         zero: dict[str, Any] = {
             "stage": self.stage,
             "reduce_bucket_size": self.bucket_elements,
@@ -117,7 +148,7 @@ class ZeroStrategy:
             "overlap_comm": self.overlap_communication,
         }
         if self.offload_optimizer:
-            zero["offload_optimizer"] = {"device": self.offload_optimizer}
+            zero["offload_optimizer"] = self._offload(self.offload_optimizer)
         if self.stage == 3:
             zero |= {
                 "zero_hpz_partition_size": self.secondary_shard,
@@ -125,72 +156,21 @@ class ZeroStrategy:
                 "zero_quantized_gradients": self.quantized_gradients,
                 "stage3_prefetch_bucket_size": self.bucket_elements,
             }
+            if "nvme" in (self.offload_optimizer, self.offload_parameters):
+                zero["sub_group_size"] = self.bucket_elements
             if self.offload_parameters:
-                zero["offload_param"] = {"device": self.offload_parameters}
+                zero["offload_param"] = self._offload(self.offload_parameters)
+            if self.offload_parameters == "nvme":  # none of them is kept in memory, and a buffer holds the largest
+                zero["offload_param"] |= {"max_in_cpu": 0, "buffer_size": facts.largest_part}
         return zero
+
+    def _offload(self, to: str) -> dict[str, Any]:
+        return {"device": to, "nvme_path": self.nvme_path} if to == "nvme" else {"device": to}
 
     def build(self, job: EngineJob) -> Engine:
         """Builds the DeepSpeed engine around the job's skeleton."""
         from trainer.engine.deepspeed import build_deepspeed
 
-        return build_deepspeed(
-            job, self.settings(job.precision.compute, job.precision.reduce, job.micro_batch, job.accumulation, job.max_norm)
-        )
-
-
-def _laid_over(owned: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    laid = dict(owned)
-    for key, value in more.items():
-        laid[key] = _laid_over(laid[key], value) if isinstance(laid.get(key), dict) and isinstance(value, dict) else value
-    return laid
-
-
-_SETTINGS = {
-    "optimizer": "optimizer",
-    "scheduler": "optimizer.schedule",
-    "train_batch_size": "train.global_batch",
-    "train_micro_batch_size_per_gpu": "train.micro_batch",
-    "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
-    "managed_gradient_accumulation": "train.global_batch and train.micro_batch",
-    "gradient_clipping": "optimizer.max_grad_norm",
-    "steps_per_print": "train.log_every",
-    "fp16": "precision",
-    "bf16": "precision",
-    "amp": "precision",
-    "torch_autocast": "precision",
-    "data_types": "precision",
-    "communication_data_type": "precision.reduce",
-    "checkpoint": "checkpoint",
-    "tensor_parallel": "strategy",
-    "zero_optimization.cpu_offload": "strategy.offload_optimizer",
-    "zero_optimization.cpu_offload_param": "strategy.offload_parameters",
-    "zero_optimization.compute_grad_norm": "the gate on the gradient norm",
-    "zero_optimization.stage": "strategy=zero1, zero2 or zero3",
-    "zero_optimization.offload_optimizer": "strategy.offload_optimizer",
-    "zero_optimization.offload_param": "strategy.offload_parameters",
-    "zero_optimization.reduce_bucket_size": "strategy.bucket_elements",
-    "zero_optimization.allgather_bucket_size": "strategy.bucket_elements",
-    "zero_optimization.stage3_prefetch_bucket_size": "strategy.bucket_elements",
-    "zero_optimization.overlap_comm": "strategy.overlap_communication",
-    "zero_optimization.zero_hpz_partition_size": "strategy.secondary_shard",
-    "zero_optimization.zero_quantized_weights": "strategy.quantized_weights",
-    "zero_optimization.zero_quantized_gradients": "strategy.quantized_gradients",
-}
-"""The setting of ours that owns a key of DeepSpeed's."""
-
-
-_OTHERS = ("aio", "comms_logger", "dump_state", "flops_profiler", "memory_breakdown", "wall_clock_breakdown")
-"""What else of DeepSpeed's own changes no result and has no setting of ours."""
-
-
-def _overlay_problems(more: dict[str, Any], owned: dict[str, Any], path: str = "") -> Iterator[str]:
-    for key, value in more.items():
-        dotted = f"{path}{key}"
-        if dotted in _SETTINGS:
-            yield f"strategy.deepspeed sets {dotted}, which {_SETTINGS[dotted]} decides: set that instead."
-        elif key in owned and isinstance(value, dict) and isinstance(owned[key], dict):
-            yield from _overlay_problems(value, owned[key], f"{dotted}.")
-        elif key in owned:
-            yield f"strategy.deepspeed sets {dotted}, which is derived and cannot be changed."
-        elif not path and key not in _OTHERS:
-            yield f"strategy.deepspeed sets {key}; of DeepSpeed's keys only zero_optimization, {', '.join(_OTHERS)} may be added to."
+        sizes = [-(-parameter.numel() // job.mesh.size()) for parameter in job.skeleton.model.parameters()]
+        facts = Facts(job.precision.compute, job.precision.reduce, job.micro_batch, job.accumulation, job.max_norm, max(sizes))
+        return build_deepspeed(job, self.settings(facts))
