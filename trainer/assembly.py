@@ -63,8 +63,8 @@ def open_job(config: Config, launch: Launch) -> Job:
         num_outputs = getattr(skeleton.model.config, "num_labels", 1)
         problems = objective_problems(config.objective, corpus.samples("train"), context, num_outputs)
     device, console = choose_device(config.run.device, launch), Console(quiet=launch.rank > 0)
-    if hasattr(config.strategy, "device_problems"):
-        problems += config.strategy.device_problems(device)
+    if hasattr(config.strategy, "problems"):
+        problems += config.strategy.problems(skeleton, config.precision, launch, device)
     if problems:
         raise Refused(problems)
     return Job(config, launch, corpus, skeleton, weights, context, device, console)

@@ -201,7 +201,7 @@ class EngineJob:
 class Strategy(Protocol):
     """A config dataclass that knows its degrees and builds its engine.
 
-    It may also have ``device_problems(device)``: what cannot work on this rank's ``torch.device``, a sentence each.
+    It may also have ``problems(skeleton, precision, launch, device)``: what cannot work with this model on this rank's device, a sentence each.
     """
 
     name: str

@@ -132,6 +132,7 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
 
     trainer = Trainer(engine, stream or build_loader(job, engine), plan, stop, callbacks, save, build_evaluator(job, engine))
     if reason := next(filter(None, agreement.gather(stop.reason)), None):
+        engine.close()
         return _stopped_before(job, reason, state.step)
     with ExitStack() as last_words:  # all of them, even if one fails
         for callback in callbacks:

@@ -1,16 +1,19 @@
 """ZeRO-Infinity: what DeepSpeed swaps to a disk is trained, saved and moved like anything else, and what it needs is asked for first.
 
-The model has 2 million parameters, because DeepSpeed swaps nothing below 1 MiB.
+The model has 2.5 million parameters, of them 1 million in its embedding, because DeepSpeed swaps nothing below 1 MiB.
 """
 
+import re
 import shutil
 from ctypes.util import find_library
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.contracts.tasks import SHAPE, SPREAD
+from tests.contracts.tasks import SPREAD
 from tests.contracts.test_state import engine_state
+from tests.contracts.test_zero import FROZEN, frozen
 from trainer.config import load
 from trainer.errors import Refused
 from trainer.state.storage import read_tensors
@@ -29,8 +32,8 @@ ALIKE = "strategy.deepspeed={{zero_optimization: {{sub_group_size: 300000, stage
 
 @pytest.fixture(scope="module")
 def wide(tiny):
-    """A run whose ranks hold several buffers of more than 1 MiB."""
-    return [*(argument for argument in tiny if argument not in SHAPE), "model.hidden_size=256", "model.num_layers=2"]
+    """A run whose ranks hold several buffers of more than 1 MiB, and as much of the embedding."""
+    return last_wins([*tiny, "model.hidden_size=256", "model.num_layers=2", "data.tokenizer.vocab_size=4096"])
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,18 @@ def test_what_is_swapped_has_the_bits_of_what_stays_in_memory(swapping, tmp_path
 
 
 @pytest.mark.slow
+def test_frozen_parameters_lie_there_too(wide, swapping, tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    more = ["model.tie_embeddings=false"]
+    for same, _ in run_ranks(frozen, 2, last_wins([*swapping("both"), *more]), None, tmp_path / "first"):
+        assert [key for key, value in same.items() if value] == [f"model.{FROZEN}"]
+    saved = read_tensors(tmp_path / "first", "")
+    for _, before in run_ranks(frozen, 2, last_wins([*swapping("both"), *more]), tmp_path / "first", tmp_path / "second"):
+        assert all(torch.equal(torch.from_numpy(before[key]), saved[key]) for key in before)
+
+
+@pytest.mark.slow
 def test_a_run_moves_to_the_disk_and_away_from_it(wide, swapping, tmp_path):
     reference = train_curve([*wide, "strategy=single"], tmp_path / "reference")
     for arguments, ranks, stop in (
@@ -96,17 +111,22 @@ def test_a_run_moves_to_the_disk_and_away_from_it(wide, swapping, tmp_path):
 
 def test_what_swapping_needs_is_asked_for_before_ranks_meet(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.run.start_process_group", None)
-    arguments = last_wins([*tiny, "strategy=zero3", OPTIMIZER])
+    arguments = last_wins([*tiny, "strategy=zero3", OPTIMIZER, "model.hidden_size=256"])
 
     def refusal(path):
         with pytest.raises(Refused) as refused:
             train_here([*arguments, f"strategy.nvme_path={path}"])
         return str(refused.value)
 
+    monkeypatch.setattr("trainer.engine.builds.shutil.which", lambda name: name)
     monkeypatch.setenv("CC", "false")
-    assert "needs libaio and its headers, which are not installed: apt-get install libaio-dev." in refusal(tmp_path)
-    monkeypatch.setenv("PATH", "")
-    assert "needs a C++ compiler" in refusal(tmp_path) and "apt-get install g++" in refusal(tmp_path)
+    assert "libaio and its headers are missing: apt-get install libaio-dev." in refusal(tmp_path)
+    monkeypatch.setattr("trainer.engine.builds.shutil.which", lambda name: None)
+    assert "there is no C++ compiler. Install one: apt-get install g++." in refusal(tmp_path)
+    monkeypatch.setattr("trainer.engine.swapping.lockable", lambda: 8_000_000)
+    assert re.search(r"locks \d+ MB of memory per rank, and this process may lock 8 MB: raise the limit \(ulimit -l", refusal(tmp_path))
+    monkeypatch.setattr("trainer.engine.swapping.shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    assert "has 0.0 GB free, and the 1 ranks of this machine swap" in refusal(tmp_path)
     (tmp_path / "file").touch()
     assert f"strategy.nvme_path={tmp_path / 'file'} cannot be written to" in refusal(tmp_path / "file")
 

@@ -119,9 +119,6 @@ def _deepspeed(environ: Mapping[str, str], told: Told, sizes: dict[str, int]) ->
     for name, key in _OFFLOAD:
         if device := environ.get(f"{prefix}{name.upper()}"):
             told.claims.append(Claim(key, "null" if device == "none" else device, f"{name}: {device}"))
-        path = environ.get(f"{prefix}{name.removesuffix('device').upper()}NVME_PATH", "none")
-        if device == "nvme" and path != "none":
-            told.claims.append(Claim("strategy.nvme_path", path, f"{name.removesuffix('device')}nvme_path: {path}"))
     if sizes:
         said = ", ".join(f"parallelism_config_{axis}_size: {size}" for axis, size in sizes.items())
         told.problems.append(_refusal(said, "goes with distributed_type: FSDP only", "leave parallelism_config out"))

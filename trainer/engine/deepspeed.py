@@ -7,7 +7,6 @@ is written and read without gathering. What is private to DeepSpeed here is test
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -21,7 +20,8 @@ from torch import Tensor, nn
 from trainer.distributed.log import quiet_deepspeed
 from trainer.engine import builds
 from trainer.engine.base import BaseEngine
-from trainer.engine.scratch import Scratch, takes_direct_writes
+from trainer.engine.scratch import Scratch
+from trainer.engine.swapping import Load, is_swapped, swap_problems
 from trainer.errors import Refused
 from trainer.model.head import Scorer, swap_head
 from trainer.model.names import aliases, named_owners
@@ -49,22 +49,20 @@ def build_deepspeed(job: EngineJob, settings: dict[str, Any]) -> DeepSpeedEngine
         )
     tied = aliases(model)
     head = swap_head(model, ending)
-    told = ExitStack()
-    told.enter_context(_local_rank(job.device))
-    own = _with_scratch(job, settings, told)
-    for builder in _builders(settings["zero_optimization"]):
-        builds.load(builder)
-    if settings["zero_optimization"]["stage"] == 3:
-        optimizer = _fill_sharded(deepspeed, job, own, tied)
-    else:
-        for parameter in model.parameters():  # DeepSpeed would cast them afterwards; their masters are filled in fp32 below
-            parameter.data = parameter.data.to(DTYPES[job.precision.compute])
-        allocate(model, tied, job.device, job.device)
-        fill(model, job.weights)
-        optimizer = job.make_optimizer(named_owners(model))
-    named = list(named_owners(model))
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=own, dist_init_required=False)
-    return DeepSpeedEngine(job, engine, Scorer(model, head, family, ending.bias, wrapped=engine), named, settings, told)
+    with ExitStack() as told:
+        told.enter_context(_local_rank(job.device))
+        own = _with_scratch(settings, told)
+        if settings["zero_optimization"]["stage"] == 3:
+            optimizer = _fill_sharded(deepspeed, job, own, tied)
+        else:
+            for parameter in model.parameters():  # DeepSpeed would cast them afterwards; their masters are filled in fp32 below
+                parameter.data = parameter.data.to(DTYPES[job.precision.compute])
+            allocate(model, tied, job.device, job.device)
+            fill(model, job.weights)
+            optimizer = job.make_optimizer(named_owners(model))
+        named = list(named_owners(model))
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=own, dist_init_required=False)
+        return DeepSpeedEngine(job, engine, Scorer(model, head, family, ending.bias, wrapped=engine), named, settings, told.pop_all())
 
 
 class DeepSpeedEngine(BaseEngine):
@@ -164,7 +162,8 @@ def _fill_sharded(deepspeed: Any, job: EngineJob, settings: dict[str, Any], tied
     """
     model, dtype, filled = job.skeleton.model, DTYPES[job.precision.compute], {}
     optimizer = job.make_optimizer(named_owners(model))
-    spread = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=settings, dtype=dtype)
+    # Given a type too, it takes bf16 for what it swaps wherever a device has no fp16.
+    spread = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=settings)
     for name, meta in list(named_owners(model)):
         value = job.weights.fill(name).expand(meta.shape)
         parameter = nn.Parameter(value.to(job.device, dtype, copy=True), requires_grad=meta.requires_grad)
@@ -199,67 +198,48 @@ def _local_rank(device: torch.device) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _with_scratch(job: EngineJob, settings: dict[str, Any], told: ExitStack) -> dict[str, Any]:
+def _with_scratch(settings: dict[str, Any], told: ExitStack) -> dict[str, Any]:
     """DeepSpeed's JSON with a folder of this rank's own for what it swaps, which goes with the engine."""
-    swapped = {key: value for key, value in settings["zero_optimization"].items() if _is_swapped(value)}
+    swapped = {key: value for key, value in settings["zero_optimization"].items() if is_swapped(value)}
     if not swapped:
         return settings
-    parent = Path(next(iter(swapped.values()))["nvme_path"]).expanduser()
-    per_element = 16 * ("offload_optimizer" in swapped) + DTYPES[job.precision.compute].itemsize * ("offload_param" in swapped)
-    needed = per_element * sum(parameter.numel() for _, parameter in named_owners(job.skeleton.model)) // job.mesh.size()
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    scratch = Scratch(parent)
+    scratch = Scratch(Path(next(iter(swapped.values()))["nvme_path"]).expanduser())
     told.callback(scratch.remove)
-    if (free := shutil.disk_usage(parent).free) < needed * ranks:
-        raise Refused(
-            f"strategy.nvme_path={parent} has {free / 1e9:.1f} GB free, and {ranks} ranks here swap {needed * ranks / 1e9:.1f} GB: "
-            "choose a larger disk, or offload to cpu."
-        )
-    zero = settings["zero_optimization"]
-    return settings | {"zero_optimization": zero | {key: value | {"nvme_path": str(scratch.path)} for key, value in swapped.items()}}
+    own = {key: value | {"nvme_path": str(scratch.path)} for key, value in swapped.items()}
+    return settings | {"zero_optimization": settings["zero_optimization"] | own}
 
 
-def _is_swapped(offload: Any) -> bool:
-    return isinstance(offload, dict) and offload.get("device") == "nvme"
+def zero_problems(settings: dict[str, Any], load: Load, device: torch.device) -> list[str]:
+    """What cannot work of ``zero_optimization`` of DeepSpeed's JSON, a sentence each, and what it says against it itself.
 
-
-def _builders(zero: dict[str, Any]) -> list[Any]:
-    """Of the operations that DeepSpeed compiles for what its JSON wants, in their order."""
-    from deepspeed.accelerator import get_accelerator
-
-    names = ["PinMemoryBuilder", "AsyncIOBuilder"] if any(map(_is_swapped, zero.values())) else []
-    if zero.get("zero_quantized_weights") or zero.get("zero_quantized_gradients"):
-        names.append("QuantizerBuilder")
-    return [get_accelerator().create_op_builder(name) for name in names]
-
-
-def _swap_problems(zero: dict[str, Any], path: str) -> Iterator[str]:
-    """What keeps DeepSpeed from swapping to ``strategy.nvme_path``."""
-    if shutil.which("g++") is None:
-        yield "strategy.offload_*=nvme needs a C++ compiler, by which DeepSpeed builds its asynchronous I/O: apt-get install g++."
-    elif not all(builder.is_compatible(verbose=False) for builder in _builders(zero)):
-        yield "strategy.offload_*=nvme needs libaio and its headers, which are not installed: apt-get install libaio-dev."
-    try:
-        if not takes_direct_writes(Path(path).expanduser()):
-            yield f"strategy.nvme_path={path} takes no direct writes, as a disk in memory does not: choose a folder on a local disk."
-    except OSError as error:
-        yield f"strategy.nvme_path={path} cannot be written to: {error.strerror}. Choose a folder on a local disk."
-
-
-def zero_problems(settings: dict[str, Any], device: torch.device) -> list[str]:
-    """What cannot work of ``zero_optimization`` of DeepSpeed's JSON, a sentence each, and what it says against it itself."""
+    What DeepSpeed has to compile for it is compiled here: before ranks meet, none waits for another that compiles longer than it may.
+    """
     _import_deepspeed(device)
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError
 
+    zero = settings["zero_optimization"]
     try:
-        DeepSpeedZeroConfig(**settings["zero_optimization"])
+        DeepSpeedZeroConfig(**zero)
     except ValidationError as error:
         told = [(".".join(map(str, problem["loc"])), problem["msg"]) for problem in error.errors()]
         return [f"strategy.deepspeed: DeepSpeed refuses zero_optimization.{key}: {message}." for key, message in told]
-    zero = settings["zero_optimization"]
-    swapped = [value for value in zero.values() if _is_swapped(value)]
-    return list(_swap_problems(zero, swapped[0]["nvme_path"])) if swapped else []
+    problems = list(swap_problems(zero, load)) if any(map(is_swapped, zero.values())) else []
+    builders = _builders(zero)
+    problems += [problem for builder in builders if (problem := builds.problem(builder))]
+    return problems or [problem for builder in builders if (problem := builds.load(builder))]
+
+
+def _builders(zero: dict[str, Any]) -> list[Any]:
+    """Of the operations that DeepSpeed compiles for what its JSON wants, in their order; not those that were installed with it."""
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.git_version_info import installed_ops
+
+    names = ["PinMemoryBuilder", "AsyncIOBuilder"] if any(map(is_swapped, zero.values())) else []
+    if zero.get("zero_quantized_weights") or zero.get("zero_quantized_gradients"):
+        names.append("QuantizerBuilder")
+    builders = [get_accelerator().create_op_builder(name) for name in names]
+    return [builder for builder in builders if not installed_ops.get(builder.name)]
 
 
 def _import_deepspeed(device: torch.device) -> Any:

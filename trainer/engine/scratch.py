@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import os
@@ -11,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_PREFIX = "isotrain-"
+_OURS = ".isotrain-swap"
+"""The folder below the user's in which nothing is but these."""
 
 
 class Scratch:
-    """A fresh folder below ``parent``, which this process alone uses until ``remove``.
+    """A fresh folder below ``parent``, which this process alone uses until ``remove``, or until it ends.
 
     It is locked as long as the process lives. Folders beside it that nobody holds are removed: their runs were killed.
 
@@ -24,39 +26,45 @@ class Scratch:
     """
 
     def __init__(self, parent: Path):
-        parent.mkdir(parents=True, exist_ok=True)
-        with _locked(parent):  # no other rank sees a new folder that is not locked yet
-            for left in parent.glob(f"{_PREFIX}*"):
-                _remove_if_free(left)
-            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-            self._lock = os.open(self.path, os.O_RDONLY)
+        remove_left(parent)
+        with _locked(parent / _OURS):  # no other rank sees a new folder that is not locked yet
+            self.path = Path(tempfile.mkdtemp(dir=parent / _OURS))
+            self._lock: int | None = os.open(self.path, os.O_RDONLY)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._owner = os.getpid()
+        atexit.register(self.remove)
 
     def remove(self) -> None:
         """Removes the folder with all that is in it."""
+        if self._lock is None or os.getpid() != self._owner:
+            return
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
+        self._lock = None
+        atexit.unregister(self.remove)
 
 
-def takes_direct_writes(parent: Path) -> bool:
-    """Whether files below ``parent``, or below what there is of it, can be written past the page cache, as DeepSpeed does.
+def remove_left(parent: Path) -> None:
+    """Removes what killed runs have left below ``parent``, which is made if it is not there."""
+    (parent / _OURS).mkdir(parents=True, exist_ok=True)
+    with _locked(parent / _OURS):
+        for left in (parent / _OURS).iterdir():
+            with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_NB):  # it is in use, or another user's
+                shutil.rmtree(left)
+
+
+def takes_direct_writes(folder: Path) -> bool:
+    """Whether files in ``folder`` can be written past the page cache, as DeepSpeed does.
 
     Raises:
         OSError: no file can be written there.
     """
-    while not parent.exists():
-        parent = parent.parent
-    with tempfile.NamedTemporaryFile(dir=parent) as probe:
+    with tempfile.NamedTemporaryFile(dir=folder) as probe:
         try:
             os.close(os.open(probe.name, os.O_RDWR | os.O_DIRECT))
         except OSError:
             return False
     return True
-
-
-def _remove_if_free(folder: Path) -> None:
-    with contextlib.suppress(OSError), _locked(folder, fcntl.LOCK_NB):  # it is in use, or another user's
-        shutil.rmtree(folder)
 
 
 @contextmanager

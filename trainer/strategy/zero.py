@@ -15,6 +15,9 @@ from trainer.strategy.support import combination_problem
 if TYPE_CHECKING:
     import torch
 
+    from trainer.distributed.launch import Launch
+    from trainer.model.skeleton import Skeleton
+    from trainer.precision.config import Precision
     from trainer.protocols import Engine, EngineJob
 
 INSTALL = "pip install 'isotrain[deepspeed]'"
@@ -111,15 +114,19 @@ class ZeroStrategy:
         if self.nvme_path is not None and not swapped:
             yield f"strategy.nvme_path={self.nvme_path} is used by nothing: add strategy.offload_optimizer=nvme, or leave it out."
 
-    def device_problems(self, device: torch.device) -> list[str]:
+    def problems(self, skeleton: Skeleton, precision: Precision, launch: Launch, device: torch.device) -> list[str]:
         """What cannot work on this rank's ``device``, and what DeepSpeed itself does not understand of ``strategy.deepspeed``."""
         quantized = [name for name in ("quantized_weights", "quantized_gradients") if getattr(self, name)]
         reason = "needs a GPU, because DeepSpeed quantizes on no other device: set it to false."
         problems = [f"strategy.{name}=true {reason}" for name in quantized] if device.type == "cpu" else []
-        if self.deepspeed or self.nvme_path:
+        if not problems and (self.deepspeed or self.nvme_path or quantized):
             from trainer.engine.deepspeed import zero_problems
+            from trainer.engine.swapping import Load
+            from trainer.precision.dtypes import DTYPES
 
-            problems += zero_problems(self.settings(Facts()), device)
+            width, part = DTYPES[precision.compute].itemsize, _largest_part(skeleton, launch.world_size)
+            load = Load(skeleton.num_parameters, part, launch.world_size, launch.local_world_size, width)
+            problems += zero_problems(self.settings(Facts(compute=precision.compute, largest_part=part)), load, device)
         return problems
 
     def settings(self, facts: Facts) -> dict[str, Any]:
@@ -171,6 +178,10 @@ class ZeroStrategy:
         """Builds the DeepSpeed engine around the job's skeleton."""
         from trainer.engine.deepspeed import build_deepspeed
 
-        sizes = [-(-parameter.numel() // job.mesh.size()) for parameter in job.skeleton.model.parameters()]
-        facts = Facts(job.precision.compute, job.precision.reduce, job.micro_batch, job.accumulation, job.max_norm, max(sizes))
+        part = _largest_part(job.skeleton, job.mesh.size())
+        facts = Facts(job.precision.compute, job.precision.reduce, job.micro_batch, job.accumulation, job.max_norm, part)
         return build_deepspeed(job, self.settings(facts))
+
+
+def _largest_part(skeleton: Skeleton, world_size: int) -> int:
+    return max(-(-parameter.numel() // world_size) for parameter in skeleton.model.parameters())

@@ -43,9 +43,11 @@ class Builder:
 
 @pytest.fixture
 def builder(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    (tmp_path / Builder.name).mkdir()
-    return Builder(tmp_path / Builder.name)
+    """In a cache behind a link, as on machines where homes are elsewhere."""
+    (tmp_path / "real" / Builder.name).mkdir(parents=True)
+    (tmp_path / "cache").symlink_to(tmp_path / "real")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+    return Builder(tmp_path / "cache" / Builder.name)
 
 
 def holder(lock: Path, seconds: float) -> subprocess.Popen[str]:
@@ -58,7 +60,7 @@ def test_a_build_is_announced_once(builder, capsys):
     builds.load(builder)
     builds.load(builder)
     said = capsys.readouterr()
-    assert builder.builds == 1 and said.out == ""
+    assert builder.builds == 1 and said.out == "" and builder.library.exists()
     assert said.err == "Building DeepSpeed's async_io, once on this machine: about 5 minutes on two cores.\n"
 
 
@@ -69,6 +71,16 @@ def test_the_lock_of_a_killed_build_is_removed(builder, capsys):
     assert builder.lock.exists()
     builds.load(builder)
     assert builder.builds == 1 and "was killed; removed the lock it left" in capsys.readouterr().err
+
+
+def test_a_build_that_fails_is_a_sentence(builder, monkeypatch):
+    def fail(verbose):
+        raise RuntimeError("Error building extension:\nfatal error: disk full")
+
+    monkeypatch.setattr(builder, "load", fail)
+    assert builds.load(builder).startswith("DeepSpeed's async_io could not be built in ") and "fatal error: disk full" in builds.load(
+        builder
+    )
 
 
 def test_a_running_build_is_waited_for(builder):

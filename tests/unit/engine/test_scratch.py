@@ -19,20 +19,35 @@ time.sleep(600)
 
 
 def test_what_a_killed_run_left_is_removed_and_a_living_ones_is_not(tmp_path):
-    (tmp_path / "mine").mkdir()
+    mine = tmp_path / "isotrain-runs" / "demo"
+    mine.mkdir(parents=True)
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     name = process.stdout.readline().strip()
     first = Scratch(tmp_path)
-    assert (tmp_path / name / "large").is_file() and first.path != tmp_path / name
+    swap = first.path.parent
+    assert (swap / name / "large").is_file() and first.path.name != name
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     second = Scratch(tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "mine", first.path, second.path])
+    assert sorted(swap.iterdir()) == sorted([first.path, second.path])
     for scratch in (first, second):
         scratch.remove()
-    assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
+    assert list(swap.iterdir()) == [] and mine.is_dir()
 
 
-def test_a_disk_takes_direct_writes_and_a_folder_that_is_not_there_yet_is_looked_for_above(tmp_path):
-    assert takes_direct_writes(tmp_path / "not" / "yet")
-    assert not (tmp_path / "not").exists()
+ENDS = """
+import sys
+from pathlib import Path
+from trainer.engine.scratch import Scratch
+(Scratch(Path(sys.argv[1])).path / "large").touch()
+raise RuntimeError
+"""
+
+
+def test_it_goes_with_a_run_that_fails(tmp_path):
+    assert subprocess.run([sys.executable, "-c", ENDS, str(tmp_path)], stderr=subprocess.DEVNULL).returncode == 1
+    assert [path.name for path in tmp_path.rglob("*")] == [".isotrain-swap"]
+
+
+def test_a_disk_takes_direct_writes(tmp_path):
+    assert takes_direct_writes(tmp_path)
