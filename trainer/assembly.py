@@ -107,7 +107,7 @@ def build_engine(job: Job, resumed: bool = False, learns: bool = True) -> Engine
         device=job.device,
         seed=config.train.seed,
         micro_batch=config.train.micro_batch,
-        accumulation=-(-config.train.global_batch // (job.launch.world_size * config.train.micro_batch)),
+        accumulation=-(-config.train.global_batch // (degrees.data * config.train.micro_batch)),
         max_norm=config.optimizer.max_grad_norm,
     )
     return config.strategy.build(engine_job)

@@ -16,7 +16,7 @@ ALWAYS = "ACCELERATE_MIXED_PRECISION"
 """
 _PRECISIONS = {"no": "fp32", "bf16": "bf16"}
 _OFFLOAD = (("offload_optimizer_device", "strategy.offload_optimizer"), ("offload_param_device", "strategy.offload_parameters"))
-_OTHER_AXES = {"tp": "tensor", "cp": "context", "sp": "sequence"}
+_OTHER_AXES = {"cp": "context", "sp": "sequence"}
 _NOT_USED = {
     "fsdp_auto_wrap_policy": ("FSDP_AUTO_WRAP_POLICY", "every block of the model is wrapped"),
     "fsdp_transformer_layer_cls_to_wrap": ("FSDP_TRANSFORMER_CLS_TO_WRAP", "every block of the model is wrapped"),
@@ -145,6 +145,7 @@ def _fsdp(environ: Mapping[str, str], told: Told, sizes: dict[str, int]) -> None
     told.claims += [Claim("strategy", preset, yaml), Claim("strategy.fully_shard", "true", yaml, implied=True)]
     if sizes:
         told.claims += [Claim(f"strategy.{axis}", str(sizes.get(f"dp_{axis}", 1)), named[axis]) for axis in named]
+        told.claims += _tensor(sizes)
     resharding = environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()
     if resharding == "false":
         told.claims.append(Claim("strategy.reshard_after_forward", "false", "fsdp_reshard_after_forward: false"))
@@ -158,18 +159,26 @@ def _plain(told: Told, sizes: dict[str, int]) -> None:
     """Neither FSDP nor DeepSpeed: processes and no more, unless the YAML says how many copies there are."""
     if size := sizes.get("dp_shard"):
         told.problems.append(_refusal(f"parallelism_config_dp_shard_size: {size}", "shards", "set distributed_type: FSDP"))
-    elif size := sizes.get("dp_replicate"):
-        yaml = f"parallelism_config_dp_replicate_size: {size}"
-        told.claims += [Claim("strategy", "ddp", yaml), Claim("strategy.fully_shard", "false", yaml, implied=True)]
-        told.claims.append(Claim("strategy.replicate", str(size), yaml))
+    elif sizes:
+        preset, axis = ("tensor", "tp") if "tp" in sizes else ("ddp", "dp_replicate")
+        yaml = f"parallelism_config_{axis}_size: {sizes[axis]}"
+        told.claims += [Claim("strategy", preset, yaml), Claim("strategy.fully_shard", "false", yaml, implied=True)]
+        if replicate := sizes.get("dp_replicate"):
+            told.claims.append(Claim("strategy.replicate", str(replicate), f"parallelism_config_dp_replicate_size: {replicate}"))
+        told.claims += _tensor(sizes)
+
+
+def _tensor(sizes: dict[str, int]) -> list[Claim]:
+    """The axis that splits tensors, where it is longer than one."""
+    return [Claim("strategy.tensor", str(size), f"parallelism_config_tp_size: {size}") for axis, size in sizes.items() if axis == "tp"]
 
 
 def _sizes(environ: Mapping[str, str], told: Told) -> dict[str, int]:
-    """The data-parallel axes of ``parallelism_config`` that are longer than one; the others are refused."""
+    """The axes of ``parallelism_config`` that are longer than one; those that are not available are refused."""
     sizes: dict[str, int] = {}
     if not _true(environ, "ACCELERATE_USE_PARALLELISM_CONFIG"):
         return sizes
-    for axis in ("dp_replicate", "dp_shard", *_OTHER_AXES):
+    for axis in ("dp_replicate", "dp_shard", "tp", *_OTHER_AXES):
         said = environ.get(f"PARALLELISM_CONFIG_{axis.upper()}_SIZE", "1")
         yaml = f"parallelism_config_{axis}_size: {said}"
         if not said.isdecimal() or int(said) < 1:

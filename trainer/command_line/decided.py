@@ -126,7 +126,9 @@ def _explained(problem: str, added: Sequence[Claim]) -> str:
 
 
 def _accumulation(config: Config, world_size: int | None) -> int | None:
-    return None if world_size is None else -(-config.train.global_batch // (world_size * config.train.micro_batch))
+    if world_size is None:
+        return None
+    return -(-config.train.global_batch // (config.strategy.degrees(world_size).data * config.train.micro_batch))
 
 
 def _notes(told: Told, added: Sequence[Claim]) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from trainer.errors import Refused
 
-AXES = ("replicate", "shard")
+AXES = ("replicate", "shard", "tensor")
 """Mesh axes, outermost first: neighbouring ranks, on one machine, are neighbours on the last axis."""
 
 
@@ -16,10 +18,16 @@ class Degrees:
 
     replicate: int
     shard: int
+    tensor: int = 1
 
     @property
     def size(self) -> int:
         """Number of ranks."""
+        return math.prod(self.shape)
+
+    @property
+    def data(self) -> int:
+        """Number of ranks that see different samples."""
         return self.replicate * self.shard
 
     @property
@@ -28,32 +36,31 @@ class Degrees:
         return tuple(asdict(self)[axis] for axis in AXES)
 
 
-def resolve(replicate: int | None, shard: int | None, world_size: int) -> Degrees:
-    """Fills in a degree that is None with the ranks that the other leaves over; with both None, shard takes all.
+def resolve(asked: Mapping[str, int | None], world_size: int) -> Degrees:
+    """Fills in a degree that is None with the ranks that the others leave over; of several, the innermost takes them and the others are 1.
 
     Args:
-        replicate: ranks that hold copies, or None.
-        shard: ranks over which one copy is spread, or None.
+        asked: the degree of each axis in ``AXES``, or None.
         world_size: number of ranks.
 
     Raises:
         Refused: the degrees do not multiply to ``world_size``, naming each.
     """
-    if replicate is None and shard is None:
-        return Degrees(1, world_size)
-    asked = {"replicate": replicate, "shard": shard}
-    fixed = {f"strategy.{axis}={degree}": degree for axis, degree in asked.items() if degree is not None}
-    product = (replicate or 1) * (shard or 1)
-    if len(fixed) == len(AXES):
-        if product != world_size:
-            raise Refused(f"{' x '.join(fixed)} needs {ranks(product)}, but this run has {world_size}: {_start(product, world_size)}.")
-        return Degrees(product // (shard or 1), shard or 1)
+    known = {axis: degree or 1 for axis, degree in asked.items()}
+    product = math.prod(known.values())
+    open_axes = [axis for axis in AXES if asked[axis] is None]
+    fixed = [f"strategy.{axis}={degree}" for axis, degree in asked.items() if degree is not None and degree > 1]
+    if not open_axes and product != world_size:
+        every = fixed or [f"strategy.{axis}={degree}" for axis, degree in asked.items()]
+        raise Refused(f"{' x '.join(every)} needs {ranks(product)}, but this run has {world_size}: {_start(product, world_size)}.")
     if world_size % product:
-        name = next(iter(fixed))
         raise Refused(
-            f"{name} does not divide the {ranks(world_size)} of this run: use a divisor of {world_size}, or {_start(product, None)}."
+            f"{' x '.join(fixed)} does not divide the {ranks(world_size)} of this run: use a divisor of {world_size}, "
+            f"or {_start(product, None)}."
         )
-    return Degrees(replicate or world_size // product, shard or world_size // product)
+    if open_axes:
+        known[open_axes[-1]] = world_size // product
+    return Degrees(**known)
 
 
 def ranks(number: int) -> str:

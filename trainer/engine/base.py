@@ -29,7 +29,7 @@ class BaseEngine:
     def __init__(self, job: EngineJob, parts: Parallelized, in_step: bool):
         self.device = job.device
         self._parts, self._in_step = parts, in_step
-        self._ranks = DataRanks(job.device)
+        self._ranks = DataRanks(job.device, job.mesh)
         self.data_rank, self.data_size = self._ranks.rank, self._ranks.size
         self._loop = Loop(parts, job.objective, job.device, self.data_rank, self.data_size, job.seed)
         self._first_block = next(parts.model.get_submodule(job.skeleton.family.blocks[0]).children())

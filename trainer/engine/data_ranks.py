@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from trainer.types import LossTerms, Term
 
@@ -14,15 +15,19 @@ class DataRanks:
 
     Args:
         device: this rank's.
+        mesh: of all ranks; those that differ on its tensor axis see the same samples.
 
     Attributes:
-        rank, size: every axis so far is a data axis.
+        rank, size: of this rank's samples.
         losses: the loss that each rank added to the last step, float64, on every rank.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, mesh: DeviceMesh):
         self._device = device
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        copies = mesh["tensor"].size()
+        self.rank, self.size = dist.get_rank() // copies, dist.get_world_size() // copies
+        self._group = mesh["replicate", "shard"]._flatten("data").get_group() if copies > 1 else None
+        self._speaks = copies == 1 or mesh.get_local_rank("tensor") == 0
         self.losses = torch.zeros(self.size, dtype=torch.float64, device=device)
         self._lower, self._higher = self.losses[: self.rank], self.losses[self.rank + 1 :]
 
@@ -30,25 +35,29 @@ class DataRanks:
         """Adds up ``values`` over the data ranks; moves them to the device first."""
         summed = values.to(self._device, non_blocking=True)
         if self.size > 1:
-            dist.all_reduce(summed)
+            dist.all_reduce(summed, group=self._group)
         return summed
 
     def gather(self, values: Tensor) -> Tensor:
         """The data ranks' ``values`` (n, ...) one after the other, on every rank."""
         values = values.to(self._device).contiguous()
         gathered = [torch.empty_like(values) for _ in range(self.size)]
-        dist.all_gather(gathered, values)
+        dist.all_gather(gathered, values, group=self._group)
         return torch.cat(gathered)
 
     def totals(self, local: LossTerms, more: Tensor) -> tuple[LossTerms, Tensor]:
-        """Adds up a step's terms, ``more`` (n,) and each rank's own loss in one packed all-reduce.
+        """Adds up a step's terms and each rank's own loss over the data ranks, and ``more`` (n,) over all, in one packed all-reduce.
 
         Returns:
             The terms and ``more``, summed; ``losses`` is set.
         """
         sums = torch.stack([term.sum for term in local.values()])
+        if not self._speaks:
+            sums = torch.zeros_like(sums)
         # This rank's own loss between zeros for the other ranks: added up, each has its place. These make all of it float64.
-        packed = self.sum(torch.cat([sums, more, self._lower, sums.sum(0, keepdim=True), self._higher]))
+        packed = torch.cat([sums, more, self._lower, sums.sum(0, keepdim=True), self._higher])
+        if dist.get_world_size() > 1:
+            dist.all_reduce(packed)
         totals, summed, self.losses = packed.split([len(local), more.numel(), self.size])
         terms = {name: Term(total, term.count_key, term.weight) for total, (name, term) in zip(totals.unbind(), local.items(), strict=True)}
         return terms, summed

@@ -24,9 +24,9 @@ from trainer.engine.scratch import Scratch
 from trainer.engine.swapping import Load, is_swapped, swap_problems
 from trainer.errors import Refused
 from trainer.model.head import Scorer, swap_head
-from trainer.model.names import aliases, named_owners
+from trainer.model.names import aliases, named_owners, put
 from trainer.model.weights import Unfilled
-from trainer.parallel.parallelize import Parallelized, allocate, fill, put
+from trainer.parallel.parallelize import Parallelized, allocate, fill
 from trainer.precision.dtypes import DTYPES
 from trainer.protocols import EngineJob
 from trainer.state.zero import Partitions

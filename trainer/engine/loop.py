@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.dropout import _DropoutNd
 
 from trainer.model.attention import drop_plain
 from trainer.model.weights import named_seed
+from trainer.parallel.dropout import generators, may_drop
 from trainer.parallel.parallelize import Parallelized
 from trainer.protocols import Objective
 from trainer.types import Batch, LossTerms, Scores, Term
@@ -36,7 +35,7 @@ class Loop:
         self._data_rank = data_rank
         self._data_size = data_size
         self._seed = seed
-        self._drops = _may_drop(parts.model)
+        self._drops = may_drop(parts.model)
         self._must_rehearse = parts.rehearses
 
     def run(self, step: int, micro_batches: list[Batch], counts: dict[str, Tensor]) -> LossTerms:
@@ -99,20 +98,12 @@ class Loop:
         if not self._drops:
             yield
             return
-        generators = [torch.default_generator]
-        if self._device.type == "cuda":
-            generators.append(torch.cuda.default_generators[self._device.index])
-        states = [generator.get_state() for generator in generators]
-        for generator in generators:
+        drawn_from = generators(self._device)
+        states = [generator.get_state() for generator in drawn_from]
+        for generator in drawn_from:
             generator.manual_seed(named_seed(self._seed, "dropout", step, self._data_rank, number))
         try:
             yield
         finally:
-            for generator, state in zip(generators, states, strict=True):
+            for generator, state in zip(drawn_from, states, strict=True):
                 generator.set_state(state)
-
-
-def _may_drop(model: Any) -> bool:
-    """Whether a transformers model draws random numbers in training: seeding for one that does not is time lost in every micro-batch."""
-    fields = model.config.to_dict().items()
-    return any("drop" in key and value for key, value in fields) or any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules())

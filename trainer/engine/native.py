@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.distributed.grad_norm import local_squared_norm, scale_gradients
+from trainer.distributed.sharding import local_part
 from trainer.engine.base import BaseEngine
 from trainer.engine.observe import kept_dtypes
 from trainer.model.names import named_owners
@@ -33,10 +34,14 @@ class NativeEngine(BaseEngine):
         self._parameters = [parameter for _, parameter in self._named]
         self._in_buckets = parts.trained is not parts.scorer  # DDP's: a new gradient would lie beside them until a step's last backward
         self._squared_norm: Tensor | None = None
+        self._tensor_group = job.mesh.get_group("tensor")
 
     def forward_backward(self, step: int, micro_batches: list[Batch], counts: dict[str, Tensor]) -> LossTerms:
         """Accumulates the step's gradient; one packed all-reduce brings loss terms, norm and each rank's loss together."""
         local = self._run(step, micro_batches, counts)
+        for parameter in self._parts.summed:
+            if parameter.grad is not None:
+                dist.all_reduce(local_part(parameter.grad), group=self._tensor_group)
         terms, squared = self._ranks.totals(local, local_squared_norm(self._parameters, self._world_size, self.device)[None])
         self._squared_norm = squared[0]
         return terms

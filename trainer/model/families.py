@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,10 @@ class Family:
         causal: whether a slot sees only those before it, so that neither padding nor what follows matters to it.
         first_position: field of the config above which positions begin; None: they begin at 0.
         unused: dotted paths of modules that are built but never reached by the loss; they are left out.
+        tensor: how tensor parallelism splits linear layers: ``colwise`` or ``rowwise`` by dotted path, in which * stands for a number;
+            empty: as the transformers config says.
+        whole: dotted paths, in which * stands for a number, of the modules in blocks that need whole sequences where what flows between them
+            is split along the sequence: attention and feed-forward; all others work slot by slot.
     """
 
     name: str
@@ -50,6 +54,8 @@ class Family:
     causal: bool = False
     first_position: str | None = None
     unused: tuple[str, ...] = ()
+    tensor: dict[str, str] = field(default_factory=dict)
+    whole: tuple[str, ...] = ()
 
     def head(self, task: str) -> Head:
         """Its head for a task; raises ``Refused`` where it has none."""
@@ -70,9 +76,17 @@ class Family:
         return min(fields) - self.offset(config) if fields else None
 
 
+def _bert_like(layer: str) -> dict[str, str]:
+    """How the tensors of a layer of BERT's are split."""
+    colwise = (*(f"attention.self.{name}" for name in ("query", "key", "value")), "intermediate.dense")
+    rowwise = ("attention.output.dense", "output.dense")
+    return {f"{layer}.{name}": "colwise" for name in colwise} | {f"{layer}.{name}": "rowwise" for name in rowwise}
+
+
 LLAMA_LIKE = Family(
     "Llama-like",
     blocks=("model.layers",),
+    whole=("model.layers.*.self_attn", "model.layers.*.mlp"),
     heads={"causal_lm": Head("lm_head"), "classification": Head(None, new=("score.",))},
     max_positions=("max_position_embeddings",),
     causal=True,
@@ -87,6 +101,8 @@ GPT2 = Family(
 BERT = Family(
     "BERT",
     blocks=("bert.encoder.layer",),
+    tensor=_bert_like("bert.encoder.layer.*"),
+    whole=("bert.encoder.layer.*.attention.self", "bert.encoder.layer.*.intermediate"),
     heads={
         "masked_lm": Head("cls.predictions.decoder", block="cls", new=("cls.predictions.",)),
         "classification": Head(None, new=("classifier.", "bert.pooler.")),
@@ -96,6 +112,8 @@ BERT = Family(
 ROBERTA = Family(
     "RoBERTa",
     blocks=("roberta.encoder.layer",),
+    tensor=_bert_like("roberta.encoder.layer.*"),
+    whole=("roberta.encoder.layer.*.attention.self", "roberta.encoder.layer.*.intermediate"),
     heads={
         "masked_lm": Head("lm_head.decoder", block="lm_head", new=("lm_head.",)),
         "classification": Head(None, new=("classifier.",)),
@@ -103,12 +121,48 @@ ROBERTA = Family(
     max_positions=("max_position_embeddings",),
     first_position="pad_token_id",
 )
-T5 = Family("T5", blocks=("encoder.block", "decoder.block"), heads={"seq2seq": Head("lm_head")}, max_positions=())
+T5 = Family(
+    "T5",
+    blocks=("encoder.block", "decoder.block"),
+    heads={"seq2seq": Head("lm_head")},
+    max_positions=(),
+    whole=tuple(
+        f"{stack}.block.*.layer.*.{name}"
+        for stack in ("encoder", "decoder")
+        for name in ("SelfAttention", "EncDecAttention", "DenseReluDense")
+    ),
+    tensor={
+        f"{stack}.block.*.layer.*.{name}": way
+        for stack in ("encoder", "decoder")
+        for way, names in (
+            (
+                "colwise",
+                (
+                    *(f"{kind}.{part}" for kind in ("SelfAttention", "EncDecAttention") for part in "qkv"),
+                    "SelfAttention.relative_attention_bias",
+                ),
+            ),
+            ("colwise", ("DenseReluDense.wi", "DenseReluDense.wi_0", "DenseReluDense.wi_1")),
+            ("rowwise", ("SelfAttention.o", "EncDecAttention.o", "DenseReluDense.wo")),
+        )
+        for name in names
+    },
+)
 BART = Family(
     "BART",
     blocks=("model.encoder.layers", "model.decoder.layers"),
     heads={"seq2seq": Head("lm_head", bias="final_logits_bias")},
     max_positions=("max_position_embeddings",),
+    whole=tuple(f"model.{stack}.layers.*.{name}" for stack in ("encoder", "decoder") for name in ("self_attn", "encoder_attn", "fc1")),
+    tensor={
+        f"model.{stack}.layers.*.{name}": way
+        for stack in ("encoder", "decoder")
+        for way, names in (
+            ("colwise", (*(f"{kind}.{part}_proj" for kind in ("self_attn", "encoder_attn") for part in "qkv"), "fc1")),
+            ("rowwise", ("self_attn.out_proj", "encoder_attn.out_proj", "fc2")),
+        )
+        for name in names
+    },
 )
 ENCODER_DECODER = Family(
     "encoder-decoder of two BERTs",

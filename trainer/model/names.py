@@ -20,3 +20,9 @@ def aliases(model: nn.Module) -> dict[str, str]:
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if owner_of[id(parameter)] != name
     }
+
+
+def put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Makes ``parameter`` the one of this dotted name."""
+    path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(path), leaf, parameter)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from trainer.optimizer.config import AdamW
 
@@ -13,7 +15,8 @@ from trainer.optimizer.config import AdamW
 def build_adamw(config: AdamW, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
     """Builds the optimizer over what requires gradients.
 
-    Matrices and embeddings decay; vectors (biases, norms) do not. The fused form is used on every device: it alone can leave everything
+    Matrices and embeddings decay; vectors (biases, norms) do not. Parameters on different meshes are in different groups, because the fused
+    form takes one mesh at a time. The fused form is used on every device: it alone can leave everything
     untouched when told that the gradient is not finite (``found_inf``), without the host knowing.
 
     Args:
@@ -21,13 +24,11 @@ def build_adamw(config: AdamW, named: Iterable[tuple[str, nn.Parameter]]) -> tor
         named: (checkpoint name, parameter), tied parameters once.
     """
     trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-    groups = [
-        {"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )
+    groups: dict[tuple[bool, DeviceMesh | None], list[nn.Parameter]] = defaultdict(list)
+    for _, parameter in sorted(trained, key=lambda item: item[1].ndim < 2):  # what decays comes first
+        groups[parameter.ndim >= 2, getattr(parameter, "device_mesh", None)].append(parameter)
+    decays = [{"params": group, "weight_decay": config.weight_decay if matrices else 0.0} for (matrices, _), group in groups.items()]
+    return torch.optim.AdamW(decays, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
 def make_moments(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> None:

@@ -13,6 +13,7 @@ class Layout:
         cpu_offload: keep sharded tensors in host memory.
         reduce_every_micro_batch: reduce-scatter gradients after each micro-batch, not once a step.
         bucket_mb: size of DDP's all-reduce buckets in MiB.
+        sequence_parallel: split activations along the sequence over the tensor axis, where they are not split by heads.
     """
 
     fully_shard: bool
@@ -20,3 +21,4 @@ class Layout:
     cpu_offload: bool
     reduce_every_micro_batch: bool
     bucket_mb: int
+    sequence_parallel: bool = False

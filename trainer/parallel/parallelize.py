@@ -1,12 +1,12 @@
 """From a skeleton on meta to a model that trains: every step in its one order, for every engine.
 
-The order is: head → shard → fill → replicate → optimizer. What changes the modules comes before what cuts them up, what cuts them up
+The order is: head → tensor → shard → fill → replicate → optimizer. What changes the modules comes before what cuts them up, what cuts them up
 before what allocates, and the optimizer last, because it must see the parameters that will be trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +16,11 @@ from torch import nn
 
 from trainer.distributed.sharding import local_index, local_part
 from trainer.model.head import Scorer, swap_head
-from trainer.model.names import aliases, named_owners
+from trainer.model.names import aliases, named_owners, put
 from trainer.optimizer.adamw import make_moments
 from trainer.parallel import ddp, fsdp
 from trainer.parallel.layout import Layout
+from trainer.parallel.tensor import shard_tensors
 from trainer.precision.dtypes import DTYPES
 from trainer.protocols import EngineJob, Weights
 
@@ -35,6 +36,7 @@ class Parallelized:
         accumulating: context for the forward and backward of a micro-batch, told whether it is the step's last.
         optimizer: over the model's parameters.
         gather_root: makes what lies outside of blocks whole, before the model's parts are called one by one.
+        summed: parameters of whose gradients each rank of the tensor axis has a part, to be added up after a step's backward.
         rehearses: whether the first backward must be one that does not count, because later ones add up in another order.
         backward: takes roots and the gradient of each, as ``torch.autograd.backward`` does.
     """
@@ -46,6 +48,7 @@ class Parallelized:
     optimizer: torch.optim.Optimizer
     gather_root: Callable[[], None]
     rehearses: bool
+    summed: Sequence[nn.Parameter] = ()
     backward: Callable[..., None] = torch.autograd.backward
 
 
@@ -57,20 +60,24 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
     ending = job.skeleton.head
     head = swap_head(model, ending)
 
-    if layout.fully_shard:
+    splits = mesh["tensor"].size() > 1
+    summed = shard_tensors(model, family, head, tied, mesh["tensor"], layout.sequence_parallel) if splits else []
+
+    is_sharded = layout.fully_shard or (splits and mesh["replicate"].size() > 1)
+    if is_sharded:
         sharded_over = mesh["shard"] if mesh["replicate"].size() == 1 else mesh["replicate", "shard"]
         fsdp.shard(model, family.blocks, layout, job.precision, sharded_over)
 
     allocate(model, tied, job.device, parameters_on="cpu" if layout.cpu_offload else job.device)
     fill(model, job.weights)
 
-    casts_itself = layout.fully_shard or job.precision.compute == "fp32"
+    casts_itself = is_sharded or job.precision.compute == "fp32"
     scorer = Scorer(model, head, family, ending.bias, compute_dtype=None if casts_itself else DTYPES[job.precision.compute])
     trained: nn.Module = scorer
     accumulating: Callable[[bool], AbstractContextManager[None]] = lambda is_last: nullcontext()  # noqa: E731
-    if layout.fully_shard and not layout.reduce_every_micro_batch:
+    if is_sharded and not layout.reduce_every_micro_batch:
         accumulating = partial(fsdp.accumulating, model)
-    elif not layout.fully_shard and mesh["replicate"].size() > 1:
+    elif not is_sharded and mesh["replicate"].size() > 1:
         trained = ddp.replicate(scorer, mesh["replicate"], layout.bucket_mb)
         accumulating = partial(ddp.accumulating, trained)
 
@@ -82,8 +89,9 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
         trained,
         accumulating,
         optimizer,
-        gather_root=partial(fsdp.gather_root, model) if layout.fully_shard else lambda: None,
+        gather_root=partial(fsdp.gather_root, model) if is_sharded else lambda: None,
         rehearses=trained is not scorer,
+        summed=[model.get_parameter(name) for name in summed],
     )
 
 
@@ -95,12 +103,6 @@ def allocate(model: nn.Module, tied: dict[str, str], device: torch.device, param
             module.register_buffer(name, buffer.to(device), persistent=name not in module._non_persistent_buffers_set)
     for alias, owner in tied.items():
         put(model, alias, model.get_parameter(owner))
-
-
-def put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Makes ``parameter`` the one of this dotted name."""
-    path, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(path), leaf, parameter)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from trainer.data.config import Data
 from trainer.data.loader import deal
 from trainer.data.stream_config import Streamed
 from trainer.data.streaming import StreamedCorpus
+from trainer.distributed.degrees import AXES, Degrees
 from trainer.session.job import Job
 from trainer.session.passport import version
 from trainer.trainer import Outcome, Plan
@@ -62,10 +63,16 @@ def model_facts(job: Job, fresh: bool) -> dict[str, str]:
         "model": f"{job.skeleton.family.name}, {counted(job.skeleton.num_parameters)} parameters, vocabulary {job.corpus.vocabulary.size:,}",
         "new": f"{len(new)} tensors ({_places(new, job.skeleton.head.new)}) drawn from the seed: untrained so far" if new else "",
         "objective": _objective(config.objective),
-        "strategy": f"{strategy} on {job.launch.world_size} x {where}: replicate {degrees.replicate}, shard {degrees.shard}",
+        "strategy": f"{strategy} on {job.launch.world_size} x {where}: {_axes(degrees)}",
         "precision": f"compute {config.precision.compute}; master weights, gradients, moments and loss fp32",
     }
     return {name: fact for name, fact in facts.items() if fact}
+
+
+def _axes(degrees: Degrees) -> str:
+    """How many ranks lie along each axis; the tensor axis only where it is one."""
+    told = {axis: size for axis, size in zip(AXES, degrees.shape, strict=True) if axis != "tensor" or size > 1}
+    return ", ".join(f"{axis} {size}" for axis, size in told.items())
 
 
 def _places(names: list[str], known: tuple[str, ...]) -> str:

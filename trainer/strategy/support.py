@@ -18,12 +18,19 @@ class Supported:
 
 _ANYHOW = {"strategy": ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3"), "precision": ("fp32", "bf16")}
 
+_TENSOR = {"strategy": ("tensor",), "precision": ("fp32", "bf16")}
+"""Tensor parallelism, by itself and inside of the others: of the families whose plan trainer/model/families.py or transformers has."""
+
 SUPPORTED = (
     Supported(**_ANYHOW, objective=("causal_lm",), family=("llama", "gpt2")),
     Supported(**_ANYHOW, objective=("masked_lm",), family=("bert", "roberta")),
     Supported(**_ANYHOW, objective=("span_corruption",), family=("t5", "bart")),
     Supported(**_ANYHOW, objective=("seq2seq",), family=("t5", "bart", "encoder_decoder")),
     Supported(**_ANYHOW, objective=("classification",), family=("bert", "roberta", "llama", "gpt2")),
+    Supported(**_TENSOR, objective=("causal_lm",), family=("llama",)),
+    Supported(**_TENSOR, objective=("masked_lm",), family=("bert", "roberta")),
+    Supported(**_TENSOR, objective=("span_corruption", "seq2seq"), family=("t5", "bart")),
+    Supported(**_TENSOR, objective=("classification",), family=("bert", "roberta", "llama")),
 )
 
 AXES = ("strategy", "precision", "objective", "family")
@@ -50,7 +57,7 @@ def combination_problem(strategy: str, precision: str, objective: str | None, fa
     """The sentence why a combination is not allowed, or None where it is.
 
     Args:
-        strategy: what the degrees amount to: single, ddp, fsdp or hsdp.
+        strategy: what the degrees amount to: single, ddp, fsdp, hsdp or tensor; or zero1, zero2, zero3.
         precision: the compute type.
         objective: its name, or None for a plugin's, which answers for itself.
         family: the model family, or None where it is not known yet or a plugin's.
@@ -90,7 +97,8 @@ def setting_problems(strategy: Any, defaults: Any) -> list[str]:
         f"strategy.{row.setting}={_typed(getattr(strategy, row.setting))} has no effect here, because {row.why}: "
         f"did you mean strategy={'fsdp' if row.fully_shard else 'ddp'}?"
         for row in BELONGS
-        if row.fully_shard != strategy.fully_shard and getattr(strategy, row.setting) != getattr(defaults, row.setting)
+        if (row.fully_shard != strategy.fully_shard or (row.setting == "bucket_mb" and strategy.tensor != 1))
+        and getattr(strategy, row.setting) != getattr(defaults, row.setting)
     ]
 
 
