@@ -11,7 +11,7 @@ import yaml
 
 from tests.configs.accelerate_environment import environment
 from tests.configs.test_cli_processes import COUNT_TORCH, ENVIRONMENT
-from trainer.command_line.decided import load
+from trainer.command_line.decided import _accumulation, load
 from trainer.config import load as load_alone
 from trainer.config import to_yaml
 from trainer.distributed.launch import read_launch, without_local_rank
@@ -61,6 +61,15 @@ CASES = [
         {"fsdp_config": {"fsdp_version": 2}, "parallelism_config": {"parallelism_config_dp_shard_size": 8}},
         ["strategy=fsdp", "strategy.replicate=1", "strategy.shard=8", "precision=fp32"],
     ),
+    (
+        "FSDP",
+        {
+            "fsdp_config": {"fsdp_version": 2},
+            "parallelism_config": {"parallelism_config_dp_shard_size": 4, "parallelism_config_tp_size": 2},
+        },
+        ["strategy=fsdp", "strategy.replicate=1", "strategy.shard=4", "strategy.tensor=2", "precision=fp32"],
+    ),
+    ("MULTI_GPU", {"parallelism_config": {"parallelism_config_tp_size": 8}}, ["strategy=tensor", "strategy.tensor=8", "precision=fp32"]),
 ]
 
 
@@ -139,6 +148,12 @@ def test_one_process_instead_of_several_is_explained(arguments, tmp_path):
     with pytest.raises(Refused, match="launch/accelerate/cpu"):
         read_launch(variables)
     assert not read_launch(environment("--cpu", "--num_processes", "1")[0]).launched
+
+
+def test_accumulation_is_that_of_ranks_that_see_different_samples():
+    arguments = ["strategy=fsdp", "train.global_batch=32", "train.micro_batch=2"]
+    assert _accumulation(load_alone(arguments, 8), 8) == 2
+    assert _accumulation(load_alone([*arguments, "strategy.tensor=4"], 8), 8) == 8
 
 
 def test_the_local_rank_of_the_deepspeed_launcher_is_taken_out():

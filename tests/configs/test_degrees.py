@@ -1,45 +1,58 @@
 """The product rule, and what strategies refuse."""
 
+from itertools import product
+from math import prod
+
 import pytest
 
 from trainer.config import GROUPS, load
-from trainer.distributed.degrees import resolve
+from trainer.distributed.degrees import AXES, resolve
 from trainer.distributed.launch import Launch, read_launch
 from trainer.errors import Refused
 from trainer.strategy.native import NativeStrategy
 from trainer.strategy.support import BELONGS, SUPPORTED, combination_problem, markdown_matrix
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 8, 12])
 def test_degrees_multiply_to_the_world(world_size):
-    for asked in (None, 1, 2, 3):
-        for other in (None, 1, 2, 3):
-            try:
-                degrees = resolve(asked, other, world_size)
-            except Refused as refused:
-                assert "strategy." in str(refused)
-                fits = (asked or 1) * (other or 1)
-                assert asked is other is None or (world_size % fits if None in (asked, other) else world_size != fits)
-            else:
-                assert degrees.size == world_size
-                assert asked in (None, degrees.replicate)
-                assert other in (None, degrees.shard)
+    for degrees in product((None, 1, 2, 3), repeat=len(AXES)):
+        asked, known = dict(zip(AXES, degrees, strict=True)), prod(degree or 1 for degree in degrees)
+        fits = world_size % known == 0 if None in degrees else world_size == known
+        try:
+            found = resolve(asked, world_size)
+        except Refused as refused:
+            assert not fits
+            assert all(f"strategy.{axis}={degree}" in str(refused) for axis, degree in asked.items() if degree and degree > 1)
+        else:
+            assert fits and found.size == world_size and found.data * found.tensor == world_size
+            assert all(degree in (None, size) for degree, size in zip(degrees, found.shape, strict=True))
+            innermost = max((place for place, degree in enumerate(degrees) if degree is None), default=None)
+            left_open = [size for place, size in enumerate(found.shape) if degrees[place] is None and place != innermost]
+            assert all(size == 1 for size in left_open), "what is left over goes to the innermost axis that is open"
 
 
 @pytest.mark.parametrize(
     ("preset", "world_size", "shape"),
     [
-        ("single", 1, (1, 1)),
-        ("ddp", 1, (1, 1)),
-        ("ddp", 3, (3, 1)),
-        ("fsdp", 1, (1, 1)),
-        ("fsdp", 4, (1, 4)),
-        ("hsdp", 4, (2, 2)),
-        ("hsdp", 2, (2, 1)),
+        ("single", 1, (1, 1, 1)),
+        ("ddp", 1, (1, 1, 1)),
+        ("ddp", 3, (3, 1, 1)),
+        ("fsdp", 1, (1, 1, 1)),
+        ("fsdp", 4, (1, 4, 1)),
+        ("hsdp", 4, (2, 2, 1)),
+        ("hsdp", 2, (2, 1, 1)),
+        ("tensor", 1, (1, 1, 1)),
+        ("tensor", 4, (1, 1, 4)),
+        ("tensor strategy.tensor=2", 4, (2, 1, 2)),
+        ("ddp strategy.tensor=2", 4, (2, 1, 2)),
+        ("fsdp strategy.tensor=2", 8, (1, 4, 2)),
+        ("hsdp strategy.tensor=2", 8, (2, 2, 2)),
     ],
 )
 def test_presets(preset, world_size, shape):
-    assert load([f"strategy={preset}"], world_size).strategy.degrees(world_size).shape == shape
+    strategy = load(f"strategy={preset}".split(), world_size).strategy
+    assert strategy.degrees(world_size).shape == shape
+    assert (strategy.kind == "tensor") == ("tensor" in preset)
 
 
 def test_every_combination_of_the_table_loads_and_a_foreign_one_is_named():
@@ -62,6 +75,12 @@ def test_a_setting_without_effect_is_refused(row):
     assert right.check(None, "bf16", "causal_lm", "llama") == []
 
 
+def test_buckets_belong_to_ddp_alone():
+    assert NativeStrategy(replicate=None, bucket_mb=50).check(4, "bf16", "causal_lm", "llama") == []
+    (problem,) = NativeStrategy(replicate=None, tensor=2, bucket_mb=50).check(4, "bf16", "causal_lm", "llama")
+    assert problem.startswith("strategy.bucket_mb=50 has no effect here")
+
+
 def test_matrix_has_a_row_per_objective_and_puts_strategies_together_that_are_alike():
     lines = markdown_matrix().splitlines()
     assert lines[0] == "| objective | strategy | llama | gpt2 | bert | roberta | t5 | bart | encoder_decoder |"
@@ -69,7 +88,8 @@ def test_matrix_has_a_row_per_objective_and_puts_strategies_together_that_are_al
         lines[2]
         == "| `causal_lm` | `single`, `ddp`, `fsdp`, `hsdp`, `zero1`, `zero2`, `zero3` | fp32, bf16 | fp32, bf16 | - | - | - | - | - |"
     )
-    assert len(lines) == 2 + 5
+    assert "| `causal_lm` | `tensor` | fp32, bf16 | - | - | - | - | - | - |" in lines
+    assert len(lines) == 2 + 5 + 3, "only where tensor goes with fewer families has it a row of its own"
 
 
 def test_launch():

@@ -42,6 +42,19 @@ CLIPPED = ["optimizer.max_grad_norm=0.2"]
 SPREAD = "strategy.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"
 """For zero3: else it keeps parameters of less than 100,000 elements whole on every rank, which all of a tiny model's are."""
 SHAPE = ["model.hidden_size=32", "model.num_layers=2"]
+LAYOUTS = {
+    "tensor x fsdp": ["strategy=fsdp", "strategy.tensor=2"],
+    "tensor x ddp": ["strategy=tensor", "strategy.tensor=2"],
+    "tensor x hsdp": ["strategy=hsdp", "strategy.tensor=2"],
+}
+"""What is no preset: tensors split in two, and the ranks that are left over as shards, as copies, or both."""
+NOT_SPLIT = ("gpt2", "two berts", "gpt2 classes")
+"""Families that nobody has said yet how to split."""
+
+
+def layout(name: str) -> list[str]:
+    """Overrides of a layout: a strategy, or one of ``LAYOUTS``."""
+    return LAYOUTS.get(name, [f"strategy={name}"])
 
 
 def write_records(folder: Path, file: Path) -> Path:

@@ -13,6 +13,7 @@ from torchmetrics import classification as judges
 from torchmetrics.text import ROUGEScore
 from transformers import AutoTokenizer
 
+from tests.contracts.tasks import layout
 from tests.unit.objective.pairs import mask_of, pieces
 from trainer import assembly
 from trainer.config import load
@@ -213,7 +214,7 @@ def evaluate(cases, strategy, times=1):
     launch, found = read_launch(os.environ), {}
     start_process_group(launch, torch.device("cpu"), 60)
     for name, arguments in cases.items():
-        job = assembly.open_job(load(last_wins([*arguments, f"strategy={strategy}"]), launch.world_size), launch)
+        job = assembly.open_job(load(last_wins([*arguments, *layout(strategy)]), launch.world_size), launch)
         engine = assembly.build_engine(job)
         evaluator = assembly.build_evaluator(job, engine)
         found[name] = [evaluator.evaluate(3 + time) for time in range(times)]
@@ -222,7 +223,18 @@ def evaluate(cases, strategy, times=1):
 
 
 LAYOUTS = [("single", 1), ("ddp", 2), ("fsdp", 3), ("hsdp", 4)]
-REST = [("zero2", 2), ("zero3", 2), ("zero3", 3), ("fsdp", 1), ("fsdp", 2), ("ddp", 3), ("ddp", 4), ("fsdp", 4)]
+REST = [
+    ("zero2", 2),
+    ("zero3", 2),
+    ("zero3", 3),
+    ("fsdp", 1),
+    ("fsdp", 2),
+    ("ddp", 3),
+    ("ddp", 4),
+    ("fsdp", 4),
+    ("tensor", 2),
+    ("tensor x fsdp", 4),
+]
 
 
 @pytest.mark.parametrize(("strategy", "ranks"), [*LAYOUTS, *(pytest.param(*layout, marks=pytest.mark.slow) for layout in REST)])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.contracts.engines import build_engine, micro_batches
+from tests.contracts.tasks import layout as overrides
 from trainer.data.order import SampleOrder, step_draws
 from trainer.distributed.sharding import local_part
 from trainer.objective.causal_lm import CausalLM
@@ -99,23 +100,31 @@ def untouched(arguments):
         ("zero2", 2, "bf16", "inf"),
         *(
             pytest.param(*layout, precision, poison, marks=pytest.mark.slow)
-            for layout in (("ddp", 2), ("fsdp", 3), ("hsdp", 4), ("zero1", 2), ("zero2", 2), ("zero3", 2))
+            for layout in (
+                ("ddp", 2),
+                ("fsdp", 3),
+                ("hsdp", 4),
+                ("zero1", 2),
+                ("zero2", 2),
+                ("zero3", 2),
+                ("tensor", 2),
+                ("tensor x fsdp", 4),
+            )
             for precision in ("fp32", "bf16")
             for poison in ("nan", "inf", "gradient")
         ),
     ],
 )
 def test_a_bad_step_changes_no_bit(poisoned, strategy, ranks, precision, poison):
-    arguments = last_wins(
-        [*poisoned, f"+strategy={strategy}", f"precision={precision}", f"objective.poison={poison}", "train.micro_batch=4"]
-    )
-    bad_rank = PLACE * ranks // 16 if ranks != 3 else 2
+    arguments = last_wins([*poisoned, *overrides(strategy), f"precision={precision}", f"objective.poison={poison}", "train.micro_batch=4"])
+    data_ranks = ranks // 2 if "tensor" in strategy else ranks  # both ranks of a pair that shares tensors see the sample
+    bad_rank = PLACE * data_ranks // 16 if ranks != 3 else 2
     for good, bad, clipped, after in run_ranks(untouched, ranks, arguments):
         for applied, norm, bad_ranks, _, any_same, gradients in (good, after):
             assert applied and 0 < norm < 1e3 and not any(bad_ranks) and not any_same and not gradients
         for applied, norm, bad_ranks, all_same, _, gradients in (bad, clipped):
             assert not applied and not norm < 1e9 and all_same and not gradients
-            assert bad_ranks == [float(rank == bad_rank and poison != "gradient") for rank in range(ranks)]
+            assert bad_ranks == [float(rank == bad_rank and poison != "gradient") for rank in range(data_ranks)]
 
 
 def lines(run_dir):

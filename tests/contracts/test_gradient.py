@@ -4,11 +4,12 @@ import math
 
 import pytest
 
-from tests.contracts.tasks import NAMES, SPREAD, TEXT
+from tests.contracts.tasks import NAMES, NOT_SPLIT, SPREAD, TEXT, layout
 from trainer.testing import assert_same_curve, train_curve
 
 LAYOUTS = [("single", 1), *(("ddp", n) for n in (1, 2, 3, 4)), *(("fsdp", n) for n in (1, 2, 3, 4)), ("hsdp", 4)]
 ZERO = [(f"zero{stage}", ranks) for stage in (1, 2, 3) for ranks in (1, 2, 4)]
+TENSOR = [("tensor", 2), ("tensor", 4), ("tensor x fsdp", 4), ("tensor x ddp", 4), ("tensor x fsdp", 2)]
 KINDS = ("llama", "bert", "t5")
 """A decoder, an encoder and a seq2seq model; the others are under ZeRO once."""
 REPRESENTATIVES = {
@@ -32,6 +33,8 @@ REPRESENTATIVES = {
     ("llama", "zero1", 2, 2),
     ("bert", "zero2", 2, 2),
     ("t5", "zero3", 2, 2),
+    ("llama", "tensor", 2, 4),
+    ("bert", "tensor x fsdp", 4, 2),
 }
 
 
@@ -46,7 +49,7 @@ def micro_batch(ranks: int, accumulation: int, global_batch: int = 16) -> int:
 
 def matrix():
     for family in NAMES:
-        layouts = [*LAYOUTS, *(ZERO if family in KINDS else [])]
+        layouts = [*LAYOUTS, *(ZERO if family in KINDS else []), *(TENSOR if family not in NOT_SPLIT else [])]
         cells = [(family, *layout, accumulation) for layout in layouts for accumulation in (1, 2, 4)]
         for cell in cells if family in KINDS else [*cells, (family, "zero3", 2, 2)]:
             yield pytest.param(*cell, marks=() if cell in REPRESENTATIVES else pytest.mark.slow)
@@ -67,7 +70,8 @@ def one_rank(task, tmp_path_factory):
 
 @pytest.mark.parametrize(("family", "strategy", "ranks", "accumulation"), list(matrix()))
 def test_every_layout_has_the_curve_of_one_rank(task, tmp_path, one_rank, family, strategy, ranks, accumulation):
-    arguments = [*task(family), f"+strategy={strategy}", f"train.micro_batch={micro_batch(ranks, accumulation)}"]
+    data_ranks = ranks if "tensor" not in strategy else 1 if strategy == "tensor" else ranks // 2
+    arguments = [*task(family), *layout(strategy), f"train.micro_batch={micro_batch(data_ranks, accumulation)}"]
     arguments += [SPREAD] if strategy == "zero3" else []
     curve = train_curve(arguments, tmp_path / "run", ranks)
     reference = one_rank(family)
@@ -96,18 +100,21 @@ def test_ddp_and_fsdp_are_bitwise_equal_on_two_ranks(tiny, tmp_path, accumulatio
     assert [line["loss"].hex() for line in ddp] == [line["loss"].hex() for line in fsdp]
 
 
+QUICK_BF16 = [("llama", "ddp", 2), ("llama", "fsdp", 4), ("llama", "zero3", 2)]
+IN_BF16 = [("ddp", 2), ("fsdp", 4), ("zero3", 2), ("hsdp", 4), ("fsdp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 4), *TENSOR[:3]]
+
+
 @pytest.mark.parametrize(
-    ("strategy", "ranks"),
+    ("family", "strategy", "ranks"),
     [
-        ("ddp", 2),
-        ("fsdp", 4),
-        ("zero3", 2),
-        *(pytest.param(*cell, marks=pytest.mark.slow) for cell in (("hsdp", 4), ("fsdp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 4))),
+        pytest.param(family, *cell, marks=() if (family, *cell) in QUICK_BF16 else pytest.mark.slow)
+        for family in NAMES
+        for cell in IN_BF16
+        if cell not in TENSOR or family not in NOT_SPLIT
     ],
 )
-@pytest.mark.parametrize("family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != "llama")])
 def test_bf16_stays_near_one_rank(task, tmp_path, one_rank, family, strategy, ranks):
-    arguments = [*task(family), "precision=bf16", f"strategy={strategy}", "train.micro_batch=2"]
+    arguments = [*task(family), "precision=bf16", *layout(strategy), "train.micro_batch=2"]
     assert_same_curve(train_curve(arguments, tmp_path / "run", ranks), one_rank(family, "precision=bf16"), loss=1e-2, grad_norm=5e-2)
 
 

@@ -12,7 +12,7 @@ from trainer.state.storage import read_tensors
 from trainer.testing import assert_same_curve, last_wins, run_ranks, train_curve
 
 PAGE = Path(__file__).parents[2] / "docs" / "moves.md"
-STRATEGIES = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
+STRATEGIES = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3", "tensor")
 SPREAD = ("ddp", "fsdp", "zero2", "zero3")
 MOVES = [
     *(((source, 2 - (source == "single")), (to, 2 - (to == "single"))) for source in STRATEGIES for to in STRATEGIES if source != to),

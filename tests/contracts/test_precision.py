@@ -9,10 +9,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from tests.contracts.engines import build_engine, micro_batches, whole
+from tests.contracts.tasks import layout as overrides
 from trainer.precision.dtypes import NAMES
 from trainer.testing import last_wins, run_ranks, train_curve
 
 LAYOUTS = [("single", 1), ("ddp", 2), ("fsdp", 2), ("hsdp", 4)]
+TENSOR = [("tensor", 2), ("tensor x fsdp", 4), ("tensor x ddp", 4)]
 PAGE = Path(__file__).parents[2] / "docs" / "precision.md"
 
 
@@ -38,6 +40,8 @@ class Watch(TorchFunctionMode):
         if function is torch.nn.functional.cross_entropy:
             self.seen["log-softmax"] = NAMES[arguments[0].dtype]
             assert result.dtype == arguments[0].dtype
+        if function is torch.Tensor.exp and result.shape[-1] == self.num_ids:  # as parallel/vocabulary.py has it
+            self.seen["log-softmax"] = NAMES[result.dtype]
         return result
 
 
@@ -45,7 +49,8 @@ def observed(arguments):
     """On a rank: the types of everything in a step, by the names of the page."""
     job, engine = build_engine(arguments)
     batches = micro_batches(job, engine, 1)
-    with Watch(job.corpus.vocabulary.size) as watch:
+    words = job.corpus.vocabulary.size // job.config.strategy.degrees(job.launch.world_size).tensor
+    with Watch(words) as watch:
         terms = engine.forward_backward(1, batches, {"targets": torch.tensor(100)})
     assert len({term.sum.dtype for term in terms.values()} | {engine._squared_norm.dtype, torch.float64}) == 1
     buffers = {NAMES[buffer.dtype] for buffer in engine._parts.model.buffers() if buffer.is_floating_point()}
@@ -60,12 +65,13 @@ def observed(arguments):
         pytest.param(*layout, precision, marks=pytest.mark.slow if precision == "fp32" and layout[0] in ("ddp", "hsdp") else ())
         for layout in LAYOUTS
         for precision in ("fp32", "bf16")
-    ],
+    ]
+    + [pytest.param(*cell, precision, marks=pytest.mark.slow) for cell in TENSOR for precision in ("fp32", "bf16")],
 )
 def test_live_tensors_are_what_the_page_says(tiny, strategy, ranks, precision):
     expected = documented(precision)
     assert {"masters", "compute", "activations", "gradients", "moments", "logits", "log-softmax", "loss", "buffers"} <= expected.keys()
-    for seen in run_ranks(observed, ranks, last_wins([*tiny, f"+strategy={strategy}", f"precision={precision}"])):
+    for seen in run_ranks(observed, ranks, last_wins([*tiny, *overrides(strategy), f"precision={precision}"])):
         assert seen == {key: expected[key] for key in seen}
         assert len(seen) == 9
 

@@ -6,14 +6,14 @@ from itertools import permutations
 import pytest
 import torch
 
-from tests.contracts.tasks import NAMES, SPREAD, STEADY
+from tests.contracts.tasks import NAMES, NOT_SPLIT, SPREAD, STEADY, layout
 from trainer.checkpoint.checkpointer import choose
 from trainer.errors import StorageFailed
 from trainer.state.storage import read_tensors, write_state
 from trainer.testing import assert_same_curve, last_wins, run_ranks, train_curve
 
-STRATEGIES = ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3")
-RANKS = {"single": 1, "hsdp": 4}
+STRATEGIES = ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3", "tensor", "tensor x fsdp")
+RANKS = {"single": 1, "hsdp": 4, "tensor x fsdp": 4}
 """Where it is not 2."""
 
 
@@ -34,17 +34,19 @@ def engine_state(arguments, folder):
     return {name: whole(value).numpy() for name, value in engine.state().items()}
 
 
-STOPPED = [("ddp", 4), ("fsdp", 3), ("hsdp", 4), ("zero1", 3), ("zero3", 4)]
+STOPPED = [("ddp", 4), ("fsdp", 3), ("hsdp", 4), ("zero1", 3), ("zero3", 4), ("tensor", 2), ("tensor x fsdp", 4), ("tensor x ddp", 4)]
 
 
 @pytest.mark.parametrize(
     ("strategy", "ranks"), [("ddp", 3), ("zero2", 2), *(pytest.param(*cell, marks=pytest.mark.slow) for cell in STOPPED)]
 )
 def test_a_run_that_was_stopped_has_the_bits_of_one_that_was_not(tiny, tmp_path, strategy, ranks):
-    stopped_and_not([*tiny, f"strategy={strategy}", "train.micro_batch=2"], tmp_path, ranks)
+    stopped_and_not([*tiny, *layout(strategy), "train.micro_batch=2"], tmp_path, ranks)
 
 
-@pytest.mark.parametrize("strategy", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "zero1", "zero2")), "zero3"])
+@pytest.mark.parametrize(
+    "strategy", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "zero1", "zero2", "tensor")), "zero3"]
+)
 def test_so_it_has_in_bf16_where_masters_are_not_what_the_model_computes_with(tiny, tmp_path, strategy):
     spread = [SPREAD] if strategy == "zero3" else []
     arguments = last_wins([*tiny, f"strategy={strategy}", "precision=bf16", "train.micro_batch=2", *spread])
@@ -79,8 +81,10 @@ QUICK = {
     ("t5", "fsdp", "ddp"),
     ("llama", "zero3", "fsdp"),
     ("llama", "zero1", "zero3"),
+    ("llama", "tensor", "fsdp"),
 }
 MOVES = [("llama", *pair) for pair in permutations(STRATEGIES, 2)] + [(name, "fsdp", "ddp") for name in NAMES if name != "llama"]
+MOVES += [(name, *pair) for name in NAMES if name not in ("llama", *NOT_SPLIT) for pair in (("fsdp", "tensor"), ("tensor x fsdp", "ddp"))]
 
 
 @pytest.mark.parametrize(
@@ -88,10 +92,10 @@ MOVES = [("llama", *pair) for pair in permutations(STRATEGIES, 2)] + [(name, "fs
     [pytest.param(*move, marks=() if move in QUICK else pytest.mark.slow) for move in MOVES],
 )
 def test_loaded_state_is_bitwise_what_was_saved(task, tmp_path, name, source, destination):
-    train_curve([*task(name), f"strategy={source}", "train.stop_after=3"], tmp_path / "run", RANKS.get(source, 2))
+    train_curve([*task(name), *layout(source), "train.stop_after=3"], tmp_path / "run", RANKS.get(source, 2))
     folder = tmp_path / "run" / "checkpoints" / "step-3"
     saved = read_tensors(folder, "")
-    arguments = last_wins([*task(name), f"strategy={destination}"])
+    arguments = last_wins([*task(name), *layout(destination)])
     for seen in run_ranks(engine_state, RANKS.get(destination, 2), arguments, folder):
         assert seen.keys() == saved.keys()
         for tensor, value in seen.items():

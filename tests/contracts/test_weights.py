@@ -7,10 +7,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.contracts.engines import build_engine, build_job, micro_batches, pretrained, whole, write_stock
+from tests.contracts.tasks import layout as overrides
 from trainer.distributed.sharding import local_part
 from trainer.testing import last_wins, run_ranks, train_curve
 
 LAYOUTS = [("single", 1), ("ddp", 2), ("fsdp", 2), ("fsdp", 3), ("hsdp", 4), ("zero1", 2), ("zero2", 3), ("zero3", 2), ("zero3", 3)]
+TENSOR = [("tensor", 2), ("tensor", 4), ("tensor x fsdp", 4), ("tensor x ddp", 4)]
 FAMILIES = ("llama_tiny", "gpt2_tiny")
 REPRESENTATIVES = {
     ("llama_tiny", "ddp", 2),
@@ -50,14 +52,15 @@ def weights_of_one_rank(tiny):
     [
         pytest.param(family, *layout, marks=() if (family, *layout) in REPRESENTATIVES else pytest.mark.slow)
         for family in FAMILIES
-        for layout in LAYOUTS[1:]
+        for layout in [*LAYOUTS[1:], *(TENSOR if family == "llama_tiny" else [])]
     ],
 )
 def test_one_seed_gives_one_model(tiny, weights_of_one_rank, family, strategy, ranks):
-    # 514 ids and a feed-forward of 97: over 3 ranks shards are uneven, and ranks hold unlike numbers of elements.
-    more = [f"model={family}", "data.tokenizer.vocab_size=514", *(["model.intermediate_size=97"] if family == "llama_tiny" else [])]
+    # 514 ids and a feed-forward of 97: over 3 ranks shards are uneven, and ranks hold unlike numbers of elements. So are 514 ids over 4.
+    width = 96 + ("tensor" not in strategy)
+    more = [f"model={family}", "data.tokenizer.vocab_size=514", *([f"model.intermediate_size={width}"] if family == "llama_tiny" else [])]
     expected = weights_of_one_rank(*more)
-    for seen in run_ranks(first_values, ranks, last_wins([*tiny, *more, f"+strategy={strategy}"])):
+    for seen in run_ranks(first_values, ranks, last_wins([*tiny, *more, *overrides(strategy)])):
         assert seen == expected
     others = weights_of_one_rank(*more, "train.seed=1")
     matrices = [name for name in expected if "weight" in name and "norm" not in name and "ln_" not in name]
@@ -87,10 +90,13 @@ def tied_after_training(arguments):
 
 @pytest.mark.parametrize(
     ("strategy", "ranks"),
-    [pytest.param(*layout, marks=pytest.mark.slow if "zero" in layout[0] and layout != ("zero3", 2) else ()) for layout in LAYOUTS],
+    [
+        *(pytest.param(*layout, marks=pytest.mark.slow if "zero" in layout[0] and layout != ("zero3", 2) else ()) for layout in LAYOUTS),
+        *(pytest.param(*layout, marks=pytest.mark.slow) for layout in TENSOR),
+    ],
 )
 def test_tied_weights_stay_tied(tiny, strategy, ranks):
-    for tied, equal, moved, saved in run_ranks(tied_after_training, ranks, last_wins([*tiny, f"+strategy={strategy}"])):
+    for tied, equal, moved, saved in run_ranks(tied_after_training, ranks, last_wins([*tiny, *overrides(strategy)])):
         assert all(tied) and equal and moved > 1e-4 and saved == []
 
 

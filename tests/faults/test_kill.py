@@ -61,7 +61,8 @@ def remove_newest(run_dir):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "workers", "strategy"), [(1, 0, "single"), (2, 2, "fsdp"), pytest.param(2, 0, "zero3", marks=pytest.mark.slow)]
+    ("ranks", "workers", "strategy"),
+    [(1, 0, "single"), (2, 2, "fsdp"), *(pytest.param(2, 0, name, marks=pytest.mark.slow) for name in ("zero3", "tensor"))],
 )
 def test_ten_kills_at_random_instants(hard, tmp_path, ranks, workers, strategy):
     arguments = [*hard, f"data.workers={workers}", f"strategy={strategy}"]

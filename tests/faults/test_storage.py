@@ -27,7 +27,10 @@ def small_files(rank: int, victim: int, step: int, size: int) -> None:
     at_step(rank, victim, step, lambda: allow(size))
 
 
-@pytest.mark.parametrize(("strategy", "ranks", "victim"), [("single", 1, 0), ("fsdp", 2, 1), ("ddp", 2, 0), ("zero3", 2, 1)])
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "victim"),
+    [("single", 1, 0), ("fsdp", 2, 1), ("ddp", 2, 0), ("zero3", 2, 1), pytest.param("tensor", 2, 1, marks=pytest.mark.slow)],
+)
 def test_a_disk_that_is_full_in_a_save(saving, tmp_path, strategy, ranks, victim):
     arguments = [*saving, f"strategy={strategy}"]
     seen = Guests(tmp_path / "guests", tmp_path / "run", ranks, arguments, small_files, victim, 6, 20_000).wait()

@@ -49,6 +49,17 @@ def test_what_the_launcher_decided_is_told_beside_it(job):
     assert facts == alone | {"strategy": f"{alone['strategy']}, from a launcher: stage 3", "launcher": "not used: a, b"}
 
 
+def test_the_tensor_axis_is_told_where_there_is_one(task):
+    told = {}
+    for more in ("strategy=fsdp", "strategy.tensor=2"):
+        arguments = last_wins([*task("llama"), "strategy=fsdp", more])
+        made = open_job(load(arguments, 4), Launch(0, 4, 0, 4))
+        told[more] = opening_facts(made, FOLDER, made.config.strategy.degrees(4).data, 0)
+    assert told["strategy=fsdp"]["strategy"] == "fsdp on 4 x CPU: replicate 1, shard 4"
+    assert told["strategy.tensor=2"]["strategy"] == "fsdp on 4 x CPU: replicate 1, shard 2, tensor 2"
+    assert told["strategy.tensor=2"]["batch"].endswith("1 x 8 samples per rank")
+
+
 def test_padded_rows_are_told_by_field(job):
     facts = opening_facts(job("t5", "train.global_batch=16"), FOLDER, 1, 0)
     assert facts["batch"] == "16 samples x up to 48 source and 16 target slots a step; 1 x 16 samples per rank"

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralC
 
 from tests.unit.objective.corpora import LENGTHS, VOCABULARY, packed, padded, take
 from tests.unit.objective.pairs import MODELS, SEQ2SEQ, Pair, model_of, pieces
-from trainer.engine.loop import _may_drop
 from trainer.model.attention import attending, attends_fully, drop_plain
 from trainer.model.families import family_of
 from trainer.model.head import Scorer, swap_head
@@ -19,6 +18,7 @@ from trainer.objective.classification import Classification
 from trainer.objective.masked_lm import MaskedLM
 from trainer.objective.seq2seq import Seq2Seq
 from trainer.objective.span_corruption import SpanCorruption
+from trainer.parallel.dropout import may_drop
 
 LENGTH = 12
 LLAMA = {
@@ -87,12 +87,12 @@ def test_positions_are_left_out_where_they_say_nothing():
     ],
 )
 def test_dropout_is_found_in_the_config(config, drops):
-    assert _may_drop(SimpleNamespace(config=config, modules=lambda: iter(()))) == drops
+    assert may_drop(SimpleNamespace(config=config, modules=lambda: iter(()))) == drops
 
 
 def test_dropout_is_found_among_the_modules():
     model = SimpleNamespace(config=LlamaConfig(), modules=lambda: iter([torch.nn.Linear(1, 1), torch.nn.Dropout(0.1)]))
-    assert _may_drop(model)
+    assert may_drop(model)
 
 
 def everything(objective, length=40):
