@@ -84,8 +84,11 @@ def test_every_layout_has_the_curve_of_one_rank(task, tmp_path, one_rank, family
 @pytest.mark.parametrize("strategy", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("zero1", "zero2")), "zero3"])
 @pytest.mark.parametrize("family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS[1:])])
 def test_zero_does_not_clip_by_itself(task, tmp_path, family, strategy):
-    wide = ["model.initializer_range=0.2"] if family == "llama" else []  # so that there is something that DeepSpeed would clip
-    arguments = [*(item for item in task(family) if "max_grad_norm" not in item), "optimizer.max_grad_norm=null", *wide]
+    more = {
+        "llama": ["model.initializer_range=0.2"],  # so that there is something that DeepSpeed would clip
+        "t5": ["model.feed_forward=gated-gelu"],  # steps that are not clipped are large enough for ReLU to amplify rounding (decision 0010)
+    }.get(family, [])
+    arguments = [*(item for item in task(family) if "max_grad_norm" not in item), "optimizer.max_grad_norm=null", *more]
     curve = train_curve([*arguments, f"strategy={strategy}", "train.micro_batch=4"], tmp_path / "run", 2)
     reference = train_curve(arguments, tmp_path / "one")
     assert family != "llama" or max(line["grad_norm"] for line in reference) > 1.0
