@@ -66,7 +66,7 @@ class NativeStrategy:
         """How ``world_size`` ranks are divided.
 
         Raises:
-            Refused: they cannot be, naming strategy.replicate and strategy.shard.
+            Refused: they cannot be, naming the degrees that were set.
         """
         if self.name == "single" and self.kind == "single" and self.shard == 1 and world_size > 1:
             raise Refused(f"strategy={self.name} runs on 1 rank, but this run has {ranks(world_size)}: did you mean strategy=ddp?")
