@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trainer.distributed.log import quiet_deepspeed
 from trainer.engine import builds
 from trainer.engine.base import BaseEngine
+from trainer.engine.gathered import linear_saves_parameters
 from trainer.engine.scratch import Scratch
 from trainer.engine.swapping import Load, is_swapped, swap_problems
 from trainer.errors import Refused
@@ -53,6 +54,7 @@ def build_deepspeed(job: EngineJob, settings: dict[str, Any]) -> DeepSpeedEngine
         told.enter_context(_local_rank(job.device))
         own = _with_scratch(settings, told)
         if settings["zero_optimization"]["stage"] == 3:
+            told.enter_context(linear_saves_parameters())
             optimizer = _fill_sharded(deepspeed, job, own, tied)
         else:
             for parameter in model.parameters():  # DeepSpeed would cast them afterwards; their masters are filled in fp32 below

@@ -162,6 +162,7 @@ class ZeroStrategy:
                 "zero_quantized_weights": self.quantized_weights,
                 "zero_quantized_gradients": self.quantized_gradients,
                 "stage3_prefetch_bucket_size": self.bucket_elements,
+                "memory_efficient_linear": False,  # trainer.engine.gathered has one that rounds as torch's does
             }
             if "nvme" in (self.offload_optimizer, self.offload_parameters):
                 zero["sub_group_size"] = self.bucket_elements
