@@ -5,6 +5,8 @@ The model has 2.5 million parameters, of them 1 million in its embedding, becaus
 
 import re
 import shutil
+import subprocess
+import sys
 from ctypes.util import find_library
 from types import SimpleNamespace
 
@@ -29,6 +31,8 @@ SWAPPED = {
 ALIKE = "strategy.deepspeed={{zero_optimization: {{sub_group_size: 300000, stage3_param_persistence_threshold: {}}}}}"
 """The same buffers in memory: norms are added up buffer by buffer."""
 
+BUILD = "import sys; from tests.contracts.engines import build_job; build_job(sys.argv[1:])"
+
 
 @pytest.fixture(scope="module")
 def wide(tiny):
@@ -42,7 +46,13 @@ def swapping(wide, tmp_path_factory):
     if find_library("aio") is None or shutil.which("g++") is None:
         pytest.skip("libaio or g++ is not installed: apt-get install libaio-dev g++")
     disk = tmp_path_factory.mktemp("disk")
-    return lambda name: [*wide, "strategy=zero3", f"strategy.nvme_path={disk}", "strategy.bucket_elements=300000", *SWAPPED[name]]
+
+    def arguments(name):
+        return [*wide, "strategy=zero3", f"strategy.nvme_path={disk}", "strategy.bucket_elements=300000", *SWAPPED[name]]
+
+    # What DeepSpeed compiles takes longer on a machine that is new to it than a test may.
+    subprocess.run([sys.executable, "-c", BUILD, *arguments("both")], check=True)
+    return arguments
 
 
 def on_disk(arguments):
