@@ -18,7 +18,7 @@ MOVES = [
     *(((source, 2 - (source == "single")), (to, 2 - (to == "single"))) for source in STRATEGIES for to in STRATEGIES if source != to),
     *(((source, before), (to, after)) for source in SPREAD for to in SPREAD for before, after in ((2, 4), (4, 2))),
 ]
-QUICK = [(("zero2", 2), ("fsdp", 2)), (("zero3", 4), ("ddp", 2))]
+QUICK = [(("zero3", 4), ("ddp", 2))]
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def epochs(run_dir):
     [
         ("packed", 1),
         ("packed", 2),
-        ("masked", 2),
+        pytest.param("masked", 2, marks=pytest.mark.slow),
         pytest.param("padded", 1, marks=pytest.mark.slow),
         pytest.param("padded", 2, marks=pytest.mark.slow),
         pytest.param("masked", 1, marks=pytest.mark.slow),

@@ -80,8 +80,8 @@ def rows_of(arguments):
 @pytest.mark.parametrize(
     ("name", "strategy", "ranks", "kills"),
     [
-        ("bert", "fsdp", 2, 4),
         ("t5", "ddp", 2, 4),
+        pytest.param("bert", "fsdp", 2, 4, marks=pytest.mark.slow),
         pytest.param("t5", "zero2", 2, 10, marks=pytest.mark.slow),
         pytest.param("roberta", "ddp", 2, 10, marks=pytest.mark.slow),
         pytest.param("t5 spans", "fsdp", 2, 10, marks=pytest.mark.slow),
