@@ -35,6 +35,7 @@ from trainer.objective.additive import missing_packages, objective_problems
 from trainer.optimizer.adamw import build_adamw
 from trainer.protocols import Engine, EngineJob, Order
 from trainer.session.job import Job
+from trainer.strategy.native import NativeStrategy
 from trainer.types import Batch, Context, Needs, RunState
 
 
@@ -65,9 +66,20 @@ def open_job(config: Config, launch: Launch) -> Job:
     device, console = choose_device(config.run.device, launch), Console(quiet=launch.rank > 0)
     if hasattr(config.strategy, "problems"):
         problems += config.strategy.problems(skeleton, config.precision, launch, device)
+    if not problems and _writes(config) and isinstance(config.strategy, NativeStrategy):
+        apart = config.strategy.whole_model_problem(skeleton, launch.world_size)
+        problems += [f"train.evaluate_generate={config.train.evaluate_generate}: {apart}, or set it to 0."] if apart else []
     if problems:
         raise Refused(problems)
     return Job(config, launch, corpus, skeleton, weights, context, device, console)
+
+
+def require_schedule(config: Config, world_size: int) -> None:
+    """Refuses steps of fewer micro-batches than a pipeline's schedule takes; evaluation, which has none, does not ask."""
+    train, strategy = config.train, config.strategy
+    problems = strategy.batch_problems(world_size, train.global_batch, train.micro_batch) if isinstance(strategy, NativeStrategy) else []
+    if problems:
+        raise Refused(problems)
 
 
 def _open_corpus(config: Config, needs: Needs, pretrained: str | None) -> Corpus:
@@ -187,9 +199,14 @@ def build_evaluator(job: Job, engine: Engine) -> Evaluator | None:
     return Evaluator(engine, job.config.objective, held_out, _writer(job)) if held_out else None
 
 
+def _writes(config: Any) -> bool:
+    """Whether evaluation lets the model write."""
+    return getattr(config.objective, "writes", False) and config.train.evaluate_generate > 0
+
+
 def _writer(job: Job) -> Writer | None:
     config: Any = job.config
-    if not getattr(config.objective, "writes", False) or config.train.evaluate_generate == 0:
+    if not _writes(config):
         return None
     target = config.data.target_length or config.data.sequence_length
     tokenizer = AutoTokenizer.from_pretrained(job.corpus.tokenizer_folder)

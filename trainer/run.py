@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.assembly import build_engine, build_evaluator, build_loader, build_stream, open_job, stream_states
+from trainer.assembly import build_engine, build_evaluator, build_loader, build_stream, open_job, require_schedule, stream_states
 from trainer.callbacks.console import PlainLines, ProgressBar
 from trainer.callbacks.jsonl import JsonLines
 from trainer.callbacks.summary import print_examples, print_facts, print_sample
@@ -53,6 +53,7 @@ def train(config: Config, launch: Launch, signals: Signals | None = None) -> int
         Refused, TrainingFailed, StorageFailed: already written to ``exit.json``; printing them is the caller's.
     """
     signals = signals or listen(launch)
+    require_schedule(config, launch.world_size)
     job = open_job(config, launch)
     directory = _open_directory(config) if launch.rank == 0 else None
     with recorded_exit(launch, directory, signals) as ending:
@@ -96,7 +97,7 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
     require_one_run(agreement.gather({**same, "the configuration": to_yaml(config)}))
     if found:
         require_same(found[1], same, found[0])
-        require_same_ranks(found[1], config.strategy.degrees(launch.world_size).size, found[0])
+        require_same_ranks(found[1], config.strategy.degrees(launch.world_size).data, found[0])
     state = found[1] if found else RunState(step=0, identity=same, tokens_seen=0, metrics_bytes=0)
     plan = _plan(config)
     if state.step >= plan.stop_after:

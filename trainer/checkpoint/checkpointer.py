@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -53,7 +55,9 @@ class Checkpointer:
         """
         step, rank = run_state.step, self._agreement.rank
         ranks = self._agreement.world_size
-        needed = round(sum(self._agreement.gather(sum(local_part(tensor).nbytes / num_copies(tensor, ranks) for tensor in state.values()))))
+        shares = self._agreement.gather((crc32(" ".join(state).encode()), sum(_share(tensor, ranks) for tensor in state.values())))
+        alike = Counter(names for names, _ in shares)  # ranks of one stage of a pipeline hold the same names
+        needed = round(sum(share * ranks / alike[names] for names, share in shares))
         partial = self._checkpoints / f"step-{step}{commit.PARTIAL}"
 
         def begin() -> None:
@@ -185,3 +189,8 @@ def read_run_state(folder: Path) -> RunState:
         return RunState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise StorageFailed(f"{folder / STATE} cannot be read ({error}): was it written by another version of isotrain?") from error
+
+
+def _share(tensor: Tensor, ranks: int) -> float:
+    """The bytes of a tensor that fall to each of the ``ranks`` that hold it or a part of it."""
+    return local_part(tensor).nbytes / num_copies(tensor, ranks)

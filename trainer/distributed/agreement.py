@@ -45,3 +45,13 @@ class Agreement:
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
         dist.all_gather(parts, tensor)
         return parts
+
+
+def told_by(source: int, value: Any, group: dist.ProcessGroup, device: torch.device) -> Any:
+    """What rank ``source`` of ``group`` gives for ``value`` (anything JSON), on every rank of it. Waits for the device."""
+    text = json.dumps(value).encode()
+    size = torch.tensor([len(text)], device=device)
+    dist.broadcast(size, group=group, group_src=source)
+    data = torch.frombuffer(bytearray(text[: int(size)].ljust(int(size))), dtype=torch.uint8).to(device)
+    dist.broadcast(data, group=group, group_src=source)
+    return json.loads(bytes(data.cpu().numpy()))

@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass
 
 from trainer.errors import Refused
 
-AXES = ("replicate", "shard", "tensor")
+AXES = ("pipeline", "replicate", "shard", "tensor")
 """Mesh axes, outermost first: neighbouring ranks, on one machine, are neighbours on the last axis."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Degrees:
     """How many ranks lie along each axis."""
 
+    pipeline: int = 1
     replicate: int
     shard: int
     tensor: int = 1
@@ -37,7 +38,7 @@ class Degrees:
 
 
 def resolve(asked: Mapping[str, int | None], world_size: int) -> Degrees:
-    """Fills in a degree that is None with the ranks that the others leave over; of several, the innermost takes them and the others are 1.
+    """Fills in a degree that is None with the ranks that the others leave over; of several, the pipeline takes them, or else the innermost; the others are 1.
 
     Args:
         asked: the degree of each axis in ``AXES``, or None.
@@ -59,7 +60,7 @@ def resolve(asked: Mapping[str, int | None], world_size: int) -> Degrees:
             f"or {_start(product, None)}."
         )
     if open_axes:
-        known[open_axes[-1]] = world_size // product
+        known["pipeline" if "pipeline" in open_axes else open_axes[-1]] = world_size // product
     return Degrees(**known)
 
 

@@ -12,23 +12,27 @@ from torch.distributed.tensor import DTensor
 from trainer.distributed.sharding import local_part, num_copies
 
 
-def local_squared_norm(parameters: Iterable[nn.Parameter], world_size: int, device: torch.device) -> Tensor:
+def local_squared_norm(held: Iterable[tuple[nn.Parameter, int]], device: torch.device) -> Tensor:
     """This rank's share of the squared 2-norm of all gradients: adding the shares of all ranks gives the whole.
 
     Each gradient's local part counts once per copy that exists in the world, so it is divided by the number of copies: a plain
-    tensor has ``world_size`` copies, a DTensor as many as its mesh leaves unsharded times the meshes beside it.
+    tensor has as many as ranks have it, a DTensor as many as its mesh leaves unsharded times the meshes beside it.
+
+    Args:
+        held: parameters, and on how many ranks each or a part of it lies: all, unless there is a pipeline.
+        device: of the result.
 
     Returns:
         A float64 scalar on ``device``.
     """
     groups: dict[tuple[int, torch.device], list[Tensor]] = defaultdict(list)
-    for parameter in parameters:
+    for parameter, ranks in held:
         gradient = parameter.grad
         if gradient is None:
             continue
         assert not (isinstance(gradient, DTensor) and any(p.is_partial() for p in gradient.placements)), "a gradient is not reduced yet"
         part = local_part(gradient)
-        groups[num_copies(gradient, world_size), part.device].append(part)
+        groups[num_copies(gradient, ranks), part.device].append(part)
     shares = []
     for (copies, kept_on), gradients in groups.items():
         # A CPU adds up one after the other and loses the last digits of a large tensor in fp32; a GPU adds up in a tree.

@@ -29,10 +29,10 @@ class BaseEngine:
     def __init__(self, job: EngineJob, parts: Parallelized, in_step: bool):
         self.device = job.device
         self._parts, self._in_step = parts, in_step
-        self._ranks = DataRanks(job.device, job.mesh)
+        self._ranks = DataRanks(job.device, job.mesh, speaks=parts.pipeline is None or parts.pipeline.stages[-1].is_last)
         self.data_rank, self.data_size = self._ranks.rank, self._ranks.size
-        self._loop = Loop(parts, job.objective, job.device, self.data_rank, self.data_size, job.seed)
-        self._first_block = next(parts.model.get_submodule(job.skeleton.family.blocks[0]).children())
+        self._loop = (_pipeline_runner() if parts.pipeline else Loop)(parts, job, self.data_rank, self.data_size)
+        self._first_block = parts.first_block
         self._peak_rates = [group["lr"] for group in parts.optimizer.param_groups]
         self._dtypes: dict[str, str] = {}
         parts.model.train()
@@ -54,6 +54,10 @@ class BaseEngine:
     @contextmanager
     def inference(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Yields the transformers model and what ``generate`` must be told: whether ranks have to take the same number of steps."""
+        if self._parts.pipeline:
+            with torch.no_grad(), self._parts.pipeline.assembled() as model:
+                yield model, {"synced_gpus": False}
+            return
         with torch.no_grad(), self._evaluating():
             self._parts.gather_root()  # an encoder-decoder's ``generate`` calls the encoder past the root, which would gather its own
             yield self._parts.model, {"synced_gpus": self._in_step}
@@ -99,3 +103,10 @@ class BaseEngine:
             yield
         finally:
             self._parts.model.train()
+
+
+def _pipeline_runner() -> Any:
+    """Found apart: nobody else pays for the import of torch's pipelines."""
+    from trainer.engine.schedule import Schedule
+
+    return Schedule

@@ -15,19 +15,21 @@ class DataRanks:
 
     Args:
         device: this rank's.
-        mesh: of all ranks; those that differ on its tensor axis see the same samples.
+        mesh: of all ranks; those that differ on its pipeline or tensor axis see the same samples.
+        speaks: whether this rank knows of losses, as the last stage of a pipeline alone does.
 
     Attributes:
         rank, size: of this rank's samples.
         losses: the loss that each rank added to the last step, float64, on every rank.
     """
 
-    def __init__(self, device: torch.device, mesh: DeviceMesh):
+    def __init__(self, device: torch.device, mesh: DeviceMesh, speaks: bool):
         self._device = device
-        copies = mesh["tensor"].size()
-        self.rank, self.size = dist.get_rank() // copies, dist.get_world_size() // copies
-        self._group = mesh["replicate", "shard"]._flatten("data").get_group() if copies > 1 else None
-        self._speaks = copies == 1 or mesh.get_local_rank("tensor") == 0
+        stages, copies = mesh["pipeline"].size(), mesh["tensor"].size()
+        self.size = dist.get_world_size() // (stages * copies)
+        self.rank = dist.get_rank() // copies % self.size  # stages are the outermost axis
+        self._group = mesh["replicate", "shard"]._flatten("data").get_group() if stages * copies > 1 else None
+        self._speaks = speaks and mesh.get_local_rank("tensor") == 0
         self.losses = torch.zeros(self.size, dtype=torch.float64, device=device)
         self._lower, self._higher = self.losses[: self.rank], self.losses[self.rank + 1 :]
 

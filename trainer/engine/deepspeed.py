@@ -27,7 +27,7 @@ from trainer.errors import Refused
 from trainer.model.head import Scorer, swap_head
 from trainer.model.names import aliases, named_owners, put
 from trainer.model.weights import Unfilled
-from trainer.parallel.parallelize import Parallelized, allocate, fill
+from trainer.parallel.parallelize import Parallelized, allocate, blocks_of, fill
 from trainer.precision.dtypes import DTYPES
 from trainer.protocols import EngineJob
 from trainer.state.zero import Partitions
@@ -60,7 +60,7 @@ def build_deepspeed(job: EngineJob, settings: dict[str, Any]) -> DeepSpeedEngine
             for parameter in model.parameters():  # DeepSpeed would cast them afterwards; their masters are filled in fp32 below
                 parameter.data = parameter.data.to(DTYPES[job.precision.compute])
             allocate(model, tied, job.device, job.device)
-            fill(model, job.weights)
+            fill([*named_owners(model), *model.named_buffers()], job.weights)
             optimizer = job.make_optimizer(named_owners(model))
         named = list(named_owners(model))
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=own, dist_init_required=False)
@@ -93,9 +93,11 @@ class DeepSpeedEngine(BaseEngine):
         self._partitions = Partitions(self._zero, named)
         parts = Parallelized(
             scorer.model,
+            blocks_of(scorer.model, job.skeleton.family)[0],
             scorer,
             scorer,
             self._accumulating,
+            named,
             self._zero,
             gather_root=lambda: None,
             rehearses=False,

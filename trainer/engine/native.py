@@ -12,10 +12,9 @@ from trainer.distributed.grad_norm import local_squared_norm, scale_gradients
 from trainer.distributed.sharding import local_part
 from trainer.engine.base import BaseEngine
 from trainer.engine.observe import kept_dtypes
-from trainer.model.names import named_owners
 from trainer.parallel.parallelize import Parallelized
 from trainer.protocols import EngineJob
-from trainer.state.native import neutral_state
+from trainer.state.native import neutral_state, repeat_copies
 from trainer.types import Batch, LossTerms, StepPlan, StepStats
 
 
@@ -30,8 +29,11 @@ class NativeEngine(BaseEngine):
     def __init__(self, job: EngineJob, parts: Parallelized):
         self._world_size = dist.get_world_size()
         super().__init__(job, parts, in_step=self._world_size > 1)
-        self._named = list(named_owners(parts.model))
+        self._named = parts.named
         self._parameters = [parameter for _, parameter in self._named]
+        stages = job.mesh["pipeline"].size()
+        held = parts.pipeline.holders if parts.pipeline else [1] * len(self._parameters)
+        self._ranks_of = [self._world_size // stages * holders for holders in held]
         self._in_buckets = parts.trained is not parts.scorer  # DDP's: a new gradient would lie beside them until a step's last backward
         self._squared_norm: Tensor | None = None
         self._tensor_group = job.mesh.get_group("tensor")
@@ -42,7 +44,10 @@ class NativeEngine(BaseEngine):
         for parameter in self._parts.summed:
             if parameter.grad is not None:
                 dist.all_reduce(local_part(parameter.grad), group=self._tensor_group)
-        terms, squared = self._ranks.totals(local, local_squared_norm(self._parameters, self._world_size, self.device)[None])
+        for shared in self._parts.pipeline.shared if self._parts.pipeline else ():
+            shared.add_up()
+        own = local_squared_norm(zip(self._parameters, self._ranks_of, strict=True), self.device)
+        terms, squared = self._ranks.totals(local, own[None])
         self._squared_norm = squared[0]
         return terms
 
@@ -64,11 +69,14 @@ class NativeEngine(BaseEngine):
 
     def state(self) -> dict[str, Tensor]:
         """The live tensors by neutral name."""
+        for shared in self._parts.pipeline.shared if self._parts.pipeline else ():
+            shared.require_alike()
         return neutral_state(self._named, self._parts.optimizer)
 
     def load_state(self, read: Callable[[dict[str, Tensor]], None]) -> None:
         """Lets ``read`` fill the live tensors in place."""
         read(self.state())
+        repeat_copies(self._named, self._parts.optimizer)
 
     def close(self) -> None:
         """Drops the model and the optimizer."""

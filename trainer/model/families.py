@@ -45,6 +45,11 @@ class Family:
             empty: as the transformers config says.
         whole: dotted paths, in which * stands for a number, of the modules in blocks that need whole sequences where what flows between them
             is split along the sequence: attention and feed-forward; all others work slot by slot.
+        before: for each of ``blocks``, dotted paths of what a sample passes before the first of them: embeddings and their norms. A pipeline
+            has it on the stage of that block; empty: the family is not cut into stages.
+        carried: dotted paths, below a block, of modules that only the first block of a list has and all of them work with, and by each the
+            attribute of its parent that tells of it.
+        block_outputs: how many values a block gives back, hidden states first.
     """
 
     name: str
@@ -56,6 +61,9 @@ class Family:
     unused: tuple[str, ...] = ()
     tensor: dict[str, str] = field(default_factory=dict)
     whole: tuple[str, ...] = ()
+    before: tuple[tuple[str, ...], ...] = ()
+    carried: dict[str, str] = field(default_factory=dict)
+    block_outputs: int = 1
 
     def head(self, task: str) -> Head:
         """Its head for a task; raises ``Refused`` where it has none."""
@@ -87,6 +95,7 @@ LLAMA_LIKE = Family(
     "Llama-like",
     blocks=("model.layers",),
     whole=("model.layers.*.self_attn", "model.layers.*.mlp"),
+    before=(("model.embed_tokens",),),
     heads={"causal_lm": Head("lm_head"), "classification": Head(None, new=("score.",))},
     max_positions=("max_position_embeddings",),
     causal=True,
@@ -94,6 +103,7 @@ LLAMA_LIKE = Family(
 GPT2 = Family(
     "GPT-2",
     blocks=("transformer.h",),
+    before=(("transformer.wte", "transformer.wpe"),),
     heads={"causal_lm": Head("lm_head"), "classification": Head(None, new=("score.",))},
     max_positions=("n_positions",),
     causal=True,
@@ -101,6 +111,7 @@ GPT2 = Family(
 BERT = Family(
     "BERT",
     blocks=("bert.encoder.layer",),
+    before=(("bert.embeddings",),),
     tensor=_bert_like("bert.encoder.layer.*"),
     whole=("bert.encoder.layer.*.attention.self", "bert.encoder.layer.*.intermediate"),
     heads={
@@ -112,6 +123,7 @@ BERT = Family(
 ROBERTA = Family(
     "RoBERTa",
     blocks=("roberta.encoder.layer",),
+    before=(("roberta.embeddings",),),
     tensor=_bert_like("roberta.encoder.layer.*"),
     whole=("roberta.encoder.layer.*.attention.self", "roberta.encoder.layer.*.intermediate"),
     heads={
@@ -124,6 +136,9 @@ ROBERTA = Family(
 T5 = Family(
     "T5",
     blocks=("encoder.block", "decoder.block"),
+    before=(("shared", "encoder.embed_tokens"), ("decoder.embed_tokens",)),
+    carried={"layer.0.SelfAttention.relative_attention_bias": "has_relative_attention_bias"},
+    block_outputs=3,
     heads={"seq2seq": Head("lm_head")},
     max_positions=(),
     whole=tuple(
@@ -151,6 +166,10 @@ T5 = Family(
 BART = Family(
     "BART",
     blocks=("model.encoder.layers", "model.decoder.layers"),
+    before=tuple(
+        (*more, *(f"model.{stack}.{name}" for name in ("embed_tokens", "embed_positions", "layernorm_embedding")))
+        for stack, more in (("encoder", ("model.shared",)), ("decoder", ()))
+    ),
     heads={"seq2seq": Head("lm_head", bias="final_logits_bias")},
     max_positions=("max_position_embeddings",),
     whole=tuple(f"model.{stack}.layers.*.{name}" for stack in ("encoder", "decoder") for name in ("self_attn", "encoder_attn", "fc1")),
@@ -167,6 +186,7 @@ BART = Family(
 ENCODER_DECODER = Family(
     "encoder-decoder of two BERTs",
     blocks=("encoder.encoder.layer", "decoder.bert.encoder.layer"),
+    before=(("encoder.embeddings",), ("decoder.bert.embeddings",)),
     heads={
         "seq2seq": Head(
             "decoder.cls.predictions.decoder",

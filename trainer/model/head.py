@@ -126,27 +126,28 @@ class Scorer(nn.Module):
             labels: int64, aligned with the outputs, -100 where there is no target.
             places: int64 (N,), the only flat slots to score; ``labels`` are then (N,).
         """
-        return self._outputs(inputs, Asked(labels, places))
+        return self.call(inputs, Asked(labels, places)).logits
 
     def score(self, inputs: dict[str, Tensor], labels: Tensor, places: Tensor | None = None) -> Scores:
         """The same with everything that evaluation wants to know beside; the model is in evaluation mode."""
         asked = Asked(labels, places)
-        return self.scores(self._outputs(inputs, asked), asked.hits)
+        return self.scores(self.call(inputs, asked).logits, asked.hits)
 
     def scores(self, outputs: Tensor, hits: Tensor | None = None) -> Scores:
         """What an objective sees of the outputs of ``forward``."""
         return Scores(logits=outputs) if self._head[0] is None else Scores(nll=outputs, hits=hits)
 
-    def _outputs(self, inputs: dict[str, Tensor], asked: Asked) -> Tensor:
+    def call(self, inputs: dict[str, Tensor], asked: Asked | None = None) -> Any:
+        """What the model itself gives back; with a head, likelihoods of what is asked are in the place of its logits."""
         with ExitStack() as stack:
             told = stack.enter_context(attending(self.model.config, self._family, inputs, self._compute_dtype or torch.float32))
-            if head := self._head[0]:
+            if asked is not None and (head := self._head[0]):
                 asked.bias = stack.enter_context(_taken_over(self.model, self._bias))
                 stack.enter_context(asking(head, asked))
             if self._compute_dtype is None:
-                return self._called[0](**told, use_cache=False).logits
+                return self._called[0](**told, use_cache=False)
             cast = {name: parameter.to(self._compute_dtype) for name, parameter in self.model.named_parameters()}
-            return torch.func.functional_call(self.model, cast, (), {**told, "use_cache": False}).logits
+            return torch.func.functional_call(self.model, cast, (), {**told, "use_cache": False})
 
 
 @contextmanager

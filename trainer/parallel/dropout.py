@@ -7,7 +7,8 @@ split, the generators are seeded by a number drawn before and by the rank. That 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,6 +30,34 @@ def may_drop(model: Any) -> bool:
     """Whether a transformers model draws random numbers in training: seeding for one that does not is time lost in every micro-batch."""
     fields = model.config.to_dict().items()
     return any("drop" in key and value for key, value in fields) or any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules())
+
+
+class Draws:
+    """Dropout draws from (seed, step, data rank, micro-batch; in a pipeline the stage too): nothing about it needs saving, and a rerun step repeats it.
+
+    Args:
+        seed: ``train.seed``.
+        data_rank: this rank's place among those that see different samples.
+        device: this rank's.
+        models: transformers models; where none of them drops anything, nothing is seeded.
+    """
+
+    def __init__(self, seed: int, data_rank: int, device: torch.device, models: Iterable[Any]):
+        self._seed, self._data_rank = seed, data_rank
+        self._generators = generators(device) if any(map(may_drop, models)) else []
+
+    @contextmanager
+    def at(self, *place: int) -> Iterator[None]:
+        """While inside, the global generators, from which alone it can be drawn, are those of ``place``; then they are put back."""
+        states = [generator.get_state() for generator in self._generators]
+        for generator in self._generators:
+            step, *others = place
+            generator.manual_seed(named_seed(self._seed, "dropout", step, self._data_rank, *others))
+        try:
+            yield
+        finally:
+            for generator, state in zip(self._generators, states, strict=True):
+                generator.set_state(state)
 
 
 class Apart:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -16,12 +15,17 @@ from trainer.precision.config import Precision
 from trainer.precision.dtypes import DTYPES
 
 
-def shard(model: nn.Module, blocks: Sequence[str], layout: Layout, precision: Precision, mesh: DeviceMesh) -> None:
+def axes(mesh: DeviceMesh) -> DeviceMesh:
+    """Of the whole mesh, the axis or the two over which parameters are spread and gradients added up."""
+    return mesh["shard"] if mesh["replicate"].size() == 1 else mesh["replicate", "shard"]
+
+
+def shard(model: nn.Module, blocks: Sequence[nn.Module], layout: Layout, precision: Precision, mesh: DeviceMesh) -> None:
     """Shards ``model`` in place: each block is one group, and what lies outside of blocks is the root's.
 
     Args:
         model: on meta or not.
-        blocks: dotted paths of the block lists.
+        blocks: its blocks.
         layout: resharding and offload.
         precision: parameters are gathered in its compute type, gradients reduced in its reduce type.
         mesh: the shard axis, or (replicate, shard) for hybrid sharding.
@@ -33,7 +37,7 @@ def shard(model: nn.Module, blocks: Sequence[str], layout: Layout, precision: Pr
         reduce_dtype=DTYPES[precision.reduce],
     )
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if layout.cpu_offload else OffloadPolicy()
-    for block in chain.from_iterable(model.get_submodule(path).children() for path in blocks):
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=layout.reshard_after_forward)
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=False)
 
@@ -50,3 +54,13 @@ def gather_root(model: nn.Module) -> None:
     assert isinstance(model, FSDPModule)
     model._get_fsdp_state()._lazy_init()  # else the first block that is called would take itself for the root
     model.unshard()
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Adds gradients that are there to those of earlier micro-batches, in the reduce type, as FSDP does behind a whole backward."""
+    if not isinstance(model, FSDPModule):
+        return
+    for group in (group for state in model._get_fsdp_state()._state_ctx.all_states for group in state._fsdp_param_groups):
+        for parameter in group.fsdp_params:
+            parameter.accumulate_unsharded_grad_if_needed()
+            parameter.to_accumulated_grad_if_needed()

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from trainer.parallel.stages import Stages
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -14,6 +16,8 @@ class Layout:
         reduce_every_micro_batch: reduce-scatter gradients after each micro-batch, not once a step.
         bucket_mb: size of DDP's all-reduce buckets in MiB.
         sequence_parallel: split activations along the sequence over the tensor axis, where they are not split by heads.
+        stages: of the pipeline; None: there is none.
+        stays_apart: why the whole model must not be put together on one rank; None: it may be.
     """
 
     fully_shard: bool
@@ -22,3 +26,5 @@ class Layout:
     reduce_every_micro_batch: bool
     bucket_mb: int
     sequence_parallel: bool = False
+    stages: Stages | None = None
+    stays_apart: str | None = None

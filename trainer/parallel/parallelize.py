@@ -6,20 +6,22 @@ before what allocates, and the optimizer last, because it must see the parameter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.distributed.sharding import local_index, local_part
+from trainer.model.families import Family
 from trainer.model.head import Scorer, swap_head
 from trainer.model.names import aliases, named_owners, put
 from trainer.optimizer.adamw import make_moments
 from trainer.parallel import ddp, fsdp
 from trainer.parallel.layout import Layout
+from trainer.parallel.pipeline import Pipelined
 from trainer.parallel.tensor import shard_tensors
 from trainer.precision.dtypes import DTYPES
 from trainer.protocols import EngineJob, Weights
@@ -31,24 +33,30 @@ class Parallelized:
 
     Attributes:
         model: the transformers model, sharded or whole, with its own module names.
+        first_block: of the model, or of what this rank has of it.
         scorer: turns a micro-batch into negative log-likelihoods, without gradient synchronisation.
         trained: what to call in training: ``scorer``, or its replicated form.
         accumulating: context for the forward and backward of a micro-batch, told whether it is the step's last.
-        optimizer: over the model's parameters.
+        named: (checkpoint name, parameter), tied parameters once.
+        optimizer: over them.
         gather_root: makes what lies outside of blocks whole, before the model's parts are called one by one.
         summed: parameters of whose gradients each rank of the tensor axis has a part, to be added up after a step's backward.
+        pipeline: this rank's stages of it; None: every rank has all blocks.
         rehearses: whether the first backward must be one that does not count, because later ones add up in another order.
         backward: takes roots and the gradient of each, as ``torch.autograd.backward`` does.
     """
 
     model: nn.Module
+    first_block: nn.Module
     scorer: Scorer
     trained: nn.Module
     accumulating: Callable[[bool], AbstractContextManager[None]]
+    named: Sequence[tuple[str, nn.Parameter]]
     optimizer: torch.optim.Optimizer
     gather_root: Callable[[], None]
     rehearses: bool
     summed: Sequence[nn.Parameter] = ()
+    pipeline: Pipelined | None = None
     backward: Callable[..., None] = torch.autograd.backward
 
 
@@ -65,11 +73,10 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
 
     is_sharded = layout.fully_shard or (splits and mesh["replicate"].size() > 1)
     if is_sharded:
-        sharded_over = mesh["shard"] if mesh["replicate"].size() == 1 else mesh["replicate", "shard"]
-        fsdp.shard(model, family.blocks, layout, job.precision, sharded_over)
+        fsdp.shard(model, blocks_of(model, family), layout, job.precision, fsdp.axes(mesh))
 
     allocate(model, tied, job.device, parameters_on="cpu" if layout.cpu_offload else job.device)
-    fill(model, job.weights)
+    fill([*named_owners(model), *model.named_buffers()], job.weights)
 
     casts_itself = is_sharded or job.precision.compute == "fp32"
     scorer = Scorer(model, head, family, ending.bias, compute_dtype=None if casts_itself else DTYPES[job.precision.compute])
@@ -81,18 +88,31 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
         trained = ddp.replicate(scorer, mesh["replicate"], layout.bucket_mb)
         accumulating = partial(ddp.accumulating, trained)
 
-    optimizer = job.make_optimizer(named_owners(model))
-    make_moments(optimizer, [parameter for group in optimizer.param_groups for parameter in group["params"]])
+    named = list(named_owners(model))
     return Parallelized(
         model,
+        blocks_of(model, family)[0],
         scorer,
         trained,
         accumulating,
-        optimizer,
+        named,
+        with_moments(job, named),
         gather_root=partial(fsdp.gather_root, model) if is_sharded else lambda: None,
         rehearses=trained is not scorer,
         summed=[model.get_parameter(name) for name in summed],
     )
+
+
+def with_moments(job: EngineJob, named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+    """The optimizer over ``named``, with all that it will ever keep."""
+    optimizer = job.make_optimizer(named)
+    make_moments(optimizer, [parameter for group in optimizer.param_groups for parameter in group["params"]])
+    return optimizer
+
+
+def blocks_of(model: nn.Module, family: Family) -> list[nn.Module]:
+    """All blocks of all stacks."""
+    return [block for path in family.blocks for block in model.get_submodule(path).children()]
 
 
 def allocate(model: nn.Module, tied: dict[str, str], device: torch.device, parameters_on: torch.device | str) -> None:
@@ -106,7 +126,7 @@ def allocate(model: nn.Module, tied: dict[str, str], device: torch.device, param
 
 
 @torch.no_grad()
-def fill(model: nn.Module, weights: Weights) -> None:
-    """Writes each parameter's and buffer's first value into the part of it that this rank holds."""
-    for name, tensor in [*named_owners(model), *model.named_buffers()]:
+def fill(named: Iterable[tuple[str, Tensor]], weights: Weights) -> None:
+    """Writes the first value of each parameter and buffer, by checkpoint name, into the part of it that this rank holds."""
+    for name, tensor in named:
         local_part(tensor).copy_(weights.fill(name, local_index(tensor)))

@@ -17,6 +17,7 @@ from trainer.data.loader import deal
 from trainer.data.stream_config import Streamed
 from trainer.data.streaming import StreamedCorpus
 from trainer.distributed.degrees import AXES, Degrees
+from trainer.parallel.stages import SPLIT, bubble
 from trainer.session.job import Job
 from trainer.session.passport import version
 from trainer.trainer import Outcome, Plan
@@ -40,6 +41,7 @@ def opening_facts(job: Job, folder: Path, data_size: int, done: int) -> dict[str
     facts = {
         **model_facts(job, fresh=done == 0),
         "batch": _batch(job, data_size),
+        **_pipeline(job, data_size),
         **_data(job, data_size),
         "steps": f"{train.steps:,}{_amount(job)}{more}",
         "run": f"{folder}  (isotrain {version('isotrain') or 'from a checkout'})",
@@ -70,8 +72,8 @@ def model_facts(job: Job, fresh: bool) -> dict[str, str]:
 
 
 def _axes(degrees: Degrees) -> str:
-    """How many ranks lie along each axis; the tensor axis only where it is one."""
-    told = {axis: size for axis, size in zip(AXES, degrees.shape, strict=True) if axis != "tensor" or size > 1}
+    """How many ranks lie along each axis; the pipeline and the tensor axis only where there is one."""
+    told = {axis: size for axis, size in zip(AXES, degrees.shape, strict=True) if axis in ("replicate", "shard") or size > 1}
     return ", ".join(f"{axis} {size}" for axis, size in told.items())
 
 
@@ -96,6 +98,19 @@ def _batch(job: Job, data_size: int) -> str:
         named = [f"{window.stride:,} {name if len(windows) > 1 else ''}".strip() for name, window in windows.items()]
         size = f"up to {' and '.join(named)} slots"
     return f"{train.global_batch} samples x {size} a step; {len(micro_batches)} x {micro_batches[0].size} samples per rank"
+
+
+def _pipeline(job: Job, data_size: int) -> dict[str, str]:
+    """Where the model is cut, and how much of a step a rank will wait for others."""
+    plan = getattr(job.config.strategy, "plan", None)
+    stages = plan(job.skeleton, job.launch.world_size) if plan else None
+    if stages is None:
+        return {}
+    train, each = job.config.train, "+".join(str(len(stages.blocks(stage))) for stage in range(stages.count))
+    micro_batches = -(-train.global_batch // (data_size * train.micro_batch))
+    share = bubble(stages.schedule, stages.ranks, stages.count // stages.ranks, micro_batches)
+    best = " at best" if stages.schedule in SPLIT else ""
+    return {"pipeline": f"{stages.count} stages of {each} blocks, {stages.schedule}: {share:.0%} of a step is bubble{best}"}
 
 
 def _data(job: Job, data_size: int) -> dict[str, str]:

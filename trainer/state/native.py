@@ -21,6 +21,19 @@ def neutral_state(named: Iterable[tuple[str, nn.Parameter]], optimizer: torch.op
     """
     state: dict[str, Tensor] = {}
     for name, parameter in named:
-        state[f"model.{name}"] = parameter.detach()
-        state |= {f"optim.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+        if f"model.{name}" not in state:  # a rank with two stages of a pipeline may have two of one name
+            state[f"model.{name}"] = parameter.detach()
+            state |= {f"optim.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
     return state
+
+
+@torch.no_grad()
+def repeat_copies(named: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer) -> None:
+    """Gives every further parameter of a name what the first one has, moments included."""
+    first: dict[str, nn.Parameter] = {}
+    for name, parameter in named:
+        source = first.setdefault(name, parameter)
+        if source is not parameter:
+            parameter.copy_(source)
+            for key, value in optimizer.state[source].items():
+                optimizer.state[parameter][key].copy_(value)

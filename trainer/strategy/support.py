@@ -16,9 +16,9 @@ class Supported:
     family: tuple[str, ...]
 
 
-_ANYHOW = {"strategy": ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3"), "precision": ("fp32", "bf16")}
+_ANYHOW = {"strategy": ("single", "ddp", "fsdp", "hsdp", "pipeline", "zero1", "zero2", "zero3"), "precision": ("fp32", "bf16")}
 
-_TENSOR = {"strategy": ("tensor",), "precision": ("fp32", "bf16")}
+_TENSOR = {"strategy": ("tensor", "3d"), "precision": ("fp32", "bf16")}
 """Tensor parallelism, by itself and inside of the others: of the families whose plan trainer/model/families.py or transformers has."""
 
 SUPPORTED = (
@@ -57,7 +57,7 @@ def combination_problem(strategy: str, precision: str, objective: str | None, fa
     """The sentence why a combination is not allowed, or None where it is.
 
     Args:
-        strategy: what the degrees amount to: single, ddp, fsdp, hsdp or tensor; or zero1, zero2, zero3.
+        strategy: what the degrees amount to: single, ddp, fsdp, hsdp, tensor, pipeline or 3d; or zero1, zero2, zero3.
         precision: the compute type.
         objective: its name, or None for a plugin's, which answers for itself.
         family: the model family, or None where it is not known yet or a plugin's.
@@ -95,9 +95,9 @@ def setting_problems(strategy: Any, defaults: Any) -> list[str]:
     """
     return [
         f"strategy.{row.setting}={_typed(getattr(strategy, row.setting))} has no effect here, because {row.why}: "
-        f"did you mean strategy={'fsdp' if row.fully_shard else 'ddp'}?"
+        + (f"did you mean strategy={'fsdp' if row.fully_shard else 'ddp'}?" if row.fully_shard != strategy.fully_shard else "leave it out.")
         for row in BELONGS
-        if (row.fully_shard != strategy.fully_shard or (row.setting == "bucket_mb" and strategy.tensor != 1))
+        if (row.fully_shard != strategy.fully_shard or (row.setting == "bucket_mb" and (strategy.tensor != 1 or strategy.pipeline != 1)))
         and getattr(strategy, row.setting) != getattr(defaults, row.setting)
     ]
 
