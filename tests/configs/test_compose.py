@@ -23,7 +23,7 @@ SHIPPED = {group: config.folders().options(group) for group in config.GROUPS}
 def test_three_spellings_of_a_choice_are_one(prefix):
     loaded = config.load([f"{prefix}strategy=fsdp", f"{prefix}experiment=gpt2_stdlib", f"{prefix}train.steps=60"], world_size=4)
     assert loaded.strategy.name == "fsdp"
-    assert loaded.strategy.degrees(4).shape == (1, 4, 1)
+    assert loaded.strategy.degrees(4).shape == (1, 1, 4, 1)
     assert (loaded.train.steps, loaded.model.dropout, loaded.precision.compute) == (60, 0.1, "fp32")
 
 

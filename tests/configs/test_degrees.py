@@ -24,35 +24,43 @@ def test_degrees_multiply_to_the_world(world_size):
             assert not fits
             assert all(f"strategy.{axis}={degree}" in str(refused) for axis, degree in asked.items() if degree and degree > 1)
         else:
-            assert fits and found.size == world_size and found.data * found.tensor == world_size
+            assert fits and found.size == world_size and found.pipeline * found.data * found.tensor == world_size
             assert all(degree in (None, size) for degree, size in zip(degrees, found.shape, strict=True))
-            innermost = max((place for place, degree in enumerate(degrees) if degree is None), default=None)
-            left_open = [size for place, size in enumerate(found.shape) if degrees[place] is None and place != innermost]
-            assert all(size == 1 for size in left_open), "what is left over goes to the innermost axis that is open"
+            taker = 0 if degrees[0] is None else max((place for place, degree in enumerate(degrees) if degree is None), default=None)
+            left_open = [size for place, size in enumerate(found.shape) if degrees[place] is None and place != taker]
+            assert all(size == 1 for size in left_open), (
+                "what is left over goes to the pipeline, or else to the innermost axis that is open"
+            )
 
 
 @pytest.mark.parametrize(
     ("preset", "world_size", "shape"),
     [
-        ("single", 1, (1, 1, 1)),
-        ("ddp", 1, (1, 1, 1)),
-        ("ddp", 3, (3, 1, 1)),
-        ("fsdp", 1, (1, 1, 1)),
-        ("fsdp", 4, (1, 4, 1)),
-        ("hsdp", 4, (2, 2, 1)),
-        ("hsdp", 2, (2, 1, 1)),
-        ("tensor", 1, (1, 1, 1)),
-        ("tensor", 4, (1, 1, 4)),
-        ("tensor strategy.tensor=2", 4, (2, 1, 2)),
-        ("ddp strategy.tensor=2", 4, (2, 1, 2)),
-        ("fsdp strategy.tensor=2", 8, (1, 4, 2)),
-        ("hsdp strategy.tensor=2", 8, (2, 2, 2)),
+        ("single", 1, (1, 1, 1, 1)),
+        ("ddp", 1, (1, 1, 1, 1)),
+        ("ddp", 3, (1, 3, 1, 1)),
+        ("fsdp", 1, (1, 1, 1, 1)),
+        ("fsdp", 4, (1, 1, 4, 1)),
+        ("hsdp", 4, (1, 2, 2, 1)),
+        ("hsdp", 2, (1, 2, 1, 1)),
+        ("tensor", 1, (1, 1, 1, 1)),
+        ("tensor", 4, (1, 1, 1, 4)),
+        ("tensor strategy.tensor=2", 4, (1, 2, 1, 2)),
+        ("ddp strategy.tensor=2", 4, (1, 2, 1, 2)),
+        ("fsdp strategy.tensor=2", 8, (1, 1, 4, 2)),
+        ("hsdp strategy.tensor=2", 8, (1, 2, 2, 2)),
+        ("pipeline", 4, (4, 1, 1, 1)),
+        ("pipeline strategy.pipeline=2", 6, (2, 3, 1, 1)),
+        ("fsdp strategy.pipeline=2", 8, (2, 1, 4, 1)),
+        ("3d", 8, (2, 1, 2, 2)),
+        ("3d strategy.pipeline=4", 8, (4, 1, 1, 2)),
     ],
 )
 def test_presets(preset, world_size, shape):
-    strategy = load(f"strategy={preset}".split(), world_size).strategy
+    strategy = load([*f"strategy={preset}".split(), "train.micro_batch=1"], world_size).strategy
     assert strategy.degrees(world_size).shape == shape
-    assert (strategy.kind == "tensor") == ("tensor" in preset)
+    kinds = [kind for kind in ("3d", "pipeline", "tensor") if kind in preset]
+    assert strategy.kind == kinds[0] if kinds else strategy.kind not in ("3d", "pipeline", "tensor")
 
 
 def test_every_combination_of_the_table_loads_and_a_foreign_one_is_named():
@@ -86,9 +94,9 @@ def test_matrix_has_a_row_per_objective_and_puts_strategies_together_that_are_al
     assert lines[0] == "| objective | strategy | llama | gpt2 | bert | roberta | t5 | bart | encoder_decoder |"
     assert (
         lines[2]
-        == "| `causal_lm` | `single`, `ddp`, `fsdp`, `hsdp`, `zero1`, `zero2`, `zero3` | fp32, bf16 | fp32, bf16 | - | - | - | - | - |"
+        == "| `causal_lm` | `single`, `ddp`, `fsdp`, `hsdp`, `pipeline`, `zero1`, `zero2`, `zero3` | fp32, bf16 | fp32, bf16 | - | - | - | - | - |"
     )
-    assert "| `causal_lm` | `tensor` | fp32, bf16 | - | - | - | - | - | - |" in lines
+    assert "| `causal_lm` | `tensor`, `3d` | fp32, bf16 | - | - | - | - | - | - |" in lines
     assert len(lines) == 2 + 5 + 3, "only where tensor goes with fewer families has it a row of its own"
 
 

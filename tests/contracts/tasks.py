@@ -46,8 +46,13 @@ LAYOUTS = {
     "tensor x fsdp": ["strategy=fsdp", "strategy.tensor=2"],
     "tensor x ddp": ["strategy=tensor", "strategy.tensor=2"],
     "tensor x hsdp": ["strategy=hsdp", "strategy.tensor=2"],
+    "pipeline": ["strategy=pipeline", "train.micro_batch=4"],
+    "3d": ["strategy=3d", "train.micro_batch=4"],
+    "pipeline x fsdp": ["strategy=fsdp", "strategy.pipeline=2", "train.micro_batch=4"],
+    "pipeline x ddp": ["strategy=ddp", "strategy.pipeline=2", "train.micro_batch=4"],
 }
-"""What is no preset: tensors split in two, and the ranks that are left over as shards, as copies, or both."""
+"""What is no preset alone: tensors split in two, or two stages, and the ranks that are left over as shards, as copies, or both. 1F1B, the
+default schedule, wants as many micro-batches as there are stages."""
 NOT_SPLIT = ("gpt2", "two berts", "gpt2 classes")
 """Families that nobody has said yet how to split."""
 
@@ -55,6 +60,14 @@ NOT_SPLIT = ("gpt2", "two berts", "gpt2 classes")
 def layout(name: str) -> list[str]:
     """Overrides of a layout: a strategy, or one of ``LAYOUTS``."""
     return LAYOUTS.get(name, [f"strategy={name}"])
+
+
+def data_ranks(name: str, ranks: int) -> int:
+    """How many of the ranks of a layout see different samples."""
+    parts = name.split(" x ")
+    if name in ("tensor", "pipeline"):
+        return 1
+    return ranks // 4 if name == "3d" else ranks // 2 if parts[0] in ("tensor", "pipeline") else ranks
 
 
 def write_records(folder: Path, file: Path) -> Path:

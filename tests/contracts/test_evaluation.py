@@ -89,7 +89,12 @@ def learn(arguments, folder, steps):
     torch.manual_seed(0)
     stock, scored = (CLASSES[job.skeleton.task].from_config(job.skeleton.model.config) for _ in range(2))
     scorer = Scorer(scored, swap_head(scored, job.skeleton.head), job.skeleton.family, job.skeleton.head.bias)
-    loop = Loop(SimpleNamespace(model=scored, scorer=scorer, rehearses=False), job.config.objective, torch.device("cpu"), 0, 1, seed=0)
+    loop = Loop(
+        SimpleNamespace(model=scored, scorer=scorer, rehearses=False),
+        SimpleNamespace(objective=job.config.objective, device=torch.device("cpu"), seed=0),
+        0,
+        1,
+    )
     optimizer = torch.optim.AdamW(scored.parameters(), lr=3e-3)
     for _, _, batches in assembly.build_loader(job, SimpleNamespace(data_rank=0, data_size=1)).steps(1, steps):
         for batch in batches:
@@ -236,6 +241,9 @@ REST = [
     ("fsdp", 4),
     ("tensor", 2),
     ("tensor x fsdp", 4),
+    ("pipeline", 2),
+    ("pipeline x fsdp", 4),
+    ("3d", 4),
 ]
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.contracts.engines import build_engine
-from tests.contracts.tasks import SPREAD
+from tests.contracts.tasks import SPREAD, layout
 from trainer.cli import main
 from trainer.model.generation import generate_text
 from trainer.testing import last_wins, run_ranks, train_curve, train_here
@@ -72,6 +72,7 @@ def test_stock_transformers_loads_an_export_with_the_logits_of_the_run(runs, fam
     sharded += run_ranks(live_model, 2, last_wins([*arguments, "+strategy=zero3", SPREAD]), checkpoint, IDS)
     if family == "llama_tiny":
         sharded += run_ranks(live_model, 2, last_wins([*arguments, "+strategy=tensor"]), checkpoint, IDS)
+    sharded += run_ranks(live_model, 2, last_wins([*arguments, *layout("pipeline")]), checkpoint, IDS)
     assert torch.equal(torch.from_numpy(single[0]), exported), "bitwise on one rank"
     for logits, texts in sharded:
         assert torch.allclose(torch.from_numpy(logits), exported, rtol=0, atol=1e-6)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.contracts.engines import build_engine, micro_batches
+from tests.contracts.tasks import data_ranks
 from tests.contracts.tasks import layout as overrides
 from trainer.data.order import SampleOrder, step_draws
 from trainer.distributed.sharding import local_part
@@ -110,6 +111,8 @@ def untouched(arguments):
                 ("zero3", 2),
                 ("tensor", 2),
                 ("tensor x fsdp", 4),
+                ("pipeline", 2),
+                ("pipeline x fsdp", 4),
             )
             for precision in ("fp32", "bf16")
             for poison in ("nan", "inf", "gradient")
@@ -118,14 +121,14 @@ def untouched(arguments):
 )
 def test_a_bad_step_changes_no_bit(poisoned, strategy, ranks, precision, poison):
     arguments = last_wins([*poisoned, *overrides(strategy), f"precision={precision}", f"objective.poison={poison}", "train.micro_batch=4"])
-    data_ranks = ranks // 2 if "tensor" in strategy else ranks  # both ranks of a pair that shares tensors see the sample
-    bad_rank = PLACE * data_ranks // 16 if ranks != 3 else 2
+    seen_by = data_ranks(strategy, ranks)  # both ranks of a pair that shares tensors, or blocks, see the sample
+    bad_rank = PLACE * seen_by // 16 if ranks != 3 else 2
     for good, bad, clipped, after in run_ranks(untouched, ranks, arguments):
         for applied, norm, bad_ranks, _, any_same, gradients in (good, after):
             assert applied and 0 < norm < 1e3 and not any(bad_ranks) and not any_same and not gradients
         for applied, norm, bad_ranks, all_same, _, gradients in (bad, clipped):
             assert not applied and not norm < 1e9 and all_same and not gradients
-            assert bad_ranks == [float(rank == bad_rank and poison != "gradient") for rank in range(data_ranks)]
+            assert bad_ranks == [float(rank == bad_rank and poison != "gradient") for rank in range(seen_by)]
 
 
 def lines(run_dir):

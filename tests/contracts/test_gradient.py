@@ -4,12 +4,14 @@ import math
 
 import pytest
 
-from tests.contracts.tasks import NAMES, NOT_SPLIT, SPREAD, TEXT, layout
+from tests.contracts.tasks import NAMES, NOT_SPLIT, SPREAD, TEXT, data_ranks, layout
 from trainer.testing import assert_same_curve, train_curve
 
 LAYOUTS = [("single", 1), *(("ddp", n) for n in (1, 2, 3, 4)), *(("fsdp", n) for n in (1, 2, 3, 4)), ("hsdp", 4)]
 ZERO = [(f"zero{stage}", ranks) for stage in (1, 2, 3) for ranks in (1, 2, 4)]
 TENSOR = [("tensor", 2), ("tensor", 4), ("tensor x fsdp", 4), ("tensor x ddp", 4), ("tensor x fsdp", 2)]
+PIPELINE = [("pipeline", 2), ("pipeline x fsdp", 4), ("pipeline x ddp", 4), ("3d", 4)]
+"""Of two stages, so that every family's two blocks are cut; deeper ones and other schedules are in test_pipeline.py."""
 KINDS = ("llama", "bert", "t5")
 """A decoder, an encoder and a seq2seq model; the others are under ZeRO once."""
 REPRESENTATIVES = {
@@ -31,6 +33,9 @@ REPRESENTATIVES = {
     ("t5", "zero3", 2, 2),
     ("llama", "tensor", 2, 4),
     ("bert", "tensor x fsdp", 4, 2),
+    ("llama", "pipeline", 2, 4),
+    ("t5", "pipeline", 2, 2),
+    ("gpt2 classes", "pipeline x ddp", 4, 2),
 }
 
 
@@ -46,7 +51,13 @@ def micro_batch(ranks: int, accumulation: int, global_batch: int = 16) -> int:
 def matrix():
     for family in NAMES:
         layouts = [*LAYOUTS, *(ZERO if family in KINDS else []), *(TENSOR if family not in NOT_SPLIT else [])]
-        cells = [(family, *layout, accumulation) for layout in layouts for accumulation in (1, 2, 4)]
+        layouts += [place for place in PIPELINE if place[0] != "3d" or family not in NOT_SPLIT]
+        cells = [
+            (family, *place, accumulation)
+            for place in layouts
+            for accumulation in (1, 2, 4)
+            if place not in PIPELINE or accumulation > 1  # 1F1B wants as many micro-batches as stages
+        ]
         for cell in cells if family in KINDS else [*cells, (family, "zero3", 2, 2)]:
             yield pytest.param(*cell, marks=() if cell in REPRESENTATIVES else pytest.mark.slow)
 
@@ -66,8 +77,7 @@ def one_rank(task, tmp_path_factory):
 
 @pytest.mark.parametrize(("family", "strategy", "ranks", "accumulation"), list(matrix()))
 def test_every_layout_has_the_curve_of_one_rank(task, tmp_path, one_rank, family, strategy, ranks, accumulation):
-    data_ranks = ranks if "tensor" not in strategy else 1 if strategy == "tensor" else ranks // 2
-    arguments = [*task(family), *layout(strategy), f"train.micro_batch={micro_batch(data_ranks, accumulation)}"]
+    arguments = [*task(family), *layout(strategy), f"train.micro_batch={micro_batch(data_ranks(strategy, ranks), accumulation)}"]
     arguments += [SPREAD] if strategy == "zero3" else []
     curve = train_curve(arguments, tmp_path / "run", ranks)
     reference = one_rank(family)
@@ -100,7 +110,18 @@ def test_ddp_and_fsdp_are_bitwise_equal_on_two_ranks(tiny, tmp_path, accumulatio
 
 
 QUICK_BF16 = [("llama", "ddp", 2), ("llama", "fsdp", 4), ("llama", "zero3", 2)]
-IN_BF16 = [("ddp", 2), ("fsdp", 4), ("zero3", 2), ("hsdp", 4), ("fsdp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 4), *TENSOR[:3]]
+IN_BF16 = [
+    ("ddp", 2),
+    ("fsdp", 4),
+    ("zero3", 2),
+    ("hsdp", 4),
+    ("fsdp", 3),
+    ("zero1", 2),
+    ("zero2", 2),
+    ("zero3", 4),
+    *TENSOR[:3],
+    *PIPELINE,
+]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +130,7 @@ IN_BF16 = [("ddp", 2), ("fsdp", 4), ("zero3", 2), ("hsdp", 4), ("fsdp", 3), ("ze
         pytest.param(family, *cell, marks=() if (family, *cell) in QUICK_BF16 else pytest.mark.slow)
         for family in NAMES
         for cell in IN_BF16
-        if cell not in TENSOR or family not in NOT_SPLIT
+        if (cell not in TENSOR and cell[0] != "3d") or family not in NOT_SPLIT
     ],
 )
 def test_bf16_stays_near_one_rank(task, tmp_path, one_rank, family, strategy, ranks):

@@ -115,9 +115,8 @@ def test_the_training_path_scores_documents_as_if_apart(rows, model_type, attent
     model = build(model_type, attention)
     family = family_of(model_type)
     scorer = Scorer(model, swap_head(model, family.head("causal_lm")), family)
-    loop = Loop(
-        SimpleNamespace(model=model, scorer=scorer, rehearses=False), Likelihoods(), torch.device("cpu"), data_rank=0, data_size=1, seed=0
-    )
+    job = SimpleNamespace(objective=Likelihoods(), device=torch.device("cpu"), seed=0)
+    loop = Loop(SimpleNamespace(model=model, scorer=scorer, rehearses=False), job, data_rank=0, data_size=1)
     plain = packed_set(np.random.default_rng(1).integers(0, 61, 4 * LENGTH + 1).astype(np.uint16), np.zeros(1, np.int64))
     # Packed rows, rows of one document each, both kinds one after the other, and packed ones again.
     for source, ids in ((rows, [0, 1, 2, 3]), (plain, [0, 3]), (plain, [1]), (rows, [2, 0])):

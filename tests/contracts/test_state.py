@@ -12,8 +12,8 @@ from trainer.errors import StorageFailed
 from trainer.state.storage import read_tensors, write_state
 from trainer.testing import assert_same_curve, last_wins, run_ranks, train_curve
 
-STRATEGIES = ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3", "tensor", "tensor x fsdp")
-RANKS = {"single": 1, "hsdp": 4, "tensor x fsdp": 4}
+STRATEGIES = ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3", "tensor", "tensor x fsdp", "pipeline", "pipeline x fsdp")
+RANKS = {"single": 1, "hsdp": 4, "tensor x fsdp": 4, "pipeline x fsdp": 4}
 """Where it is not 2."""
 
 
@@ -35,6 +35,7 @@ def engine_state(arguments, folder):
 
 
 STOPPED = [("ddp", 4), ("fsdp", 3), ("hsdp", 4), ("zero1", 3), ("zero3", 4), ("tensor", 2), ("tensor x fsdp", 4), ("tensor x ddp", 4)]
+STOPPED += [("pipeline", 2), ("pipeline x fsdp", 4), ("3d", 4)]
 
 
 @pytest.mark.parametrize(
@@ -80,9 +81,12 @@ QUICK = {
     ("t5", "fsdp", "ddp"),
     ("llama", "zero3", "fsdp"),
     ("llama", "tensor", "fsdp"),
+    ("llama", "fsdp", "pipeline"),
+    ("gpt2", "pipeline x fsdp", "ddp"),
 }
 MOVES = [("llama", *pair) for pair in permutations(STRATEGIES, 2)] + [(name, "fsdp", "ddp") for name in NAMES if name != "llama"]
 MOVES += [(name, *pair) for name in NAMES if name not in ("llama", *NOT_SPLIT) for pair in (("fsdp", "tensor"), ("tensor x fsdp", "ddp"))]
+MOVES += [(name, *pair) for name in NAMES if name != "llama" for pair in (("fsdp", "pipeline"), ("pipeline x fsdp", "ddp"))]
 
 
 @pytest.mark.parametrize(
@@ -90,14 +94,14 @@ MOVES += [(name, *pair) for name in NAMES if name not in ("llama", *NOT_SPLIT) f
     [pytest.param(*move, marks=() if move in QUICK else pytest.mark.slow) for move in MOVES],
 )
 def test_loaded_state_is_bitwise_what_was_saved(task, tmp_path, name, source, destination):
-    train_curve([*task(name), *layout(source), "train.stop_after=3"], tmp_path / "run", RANKS.get(source, 2))
+    train_curve([*task(name), *layout(source), "train.micro_batch=4", "train.stop_after=3"], tmp_path / "run", RANKS.get(source, 2))
     folder = tmp_path / "run" / "checkpoints" / "step-3"
     saved = read_tensors(folder, "")
-    arguments = last_wins([*task(name), *layout(destination)])
-    for seen in run_ranks(engine_state, RANKS.get(destination, 2), arguments, folder):
-        assert seen.keys() == saved.keys()
-        for tensor, value in seen.items():
-            assert torch.equal(torch.from_numpy(value), saved[tensor]), tensor
+    arguments = last_wins([*task(name), *layout(destination), "train.micro_batch=4"])
+    parts = run_ranks(engine_state, RANKS.get(destination, 2), arguments, folder)
+    assert set().union(*parts) == saved.keys() if "pipeline" in destination else all(part.keys() == saved.keys() for part in parts)
+    for tensor, value in (item for seen in parts for item in seen.items()):
+        assert torch.equal(torch.from_numpy(value), saved[tensor]), tensor
     assert all(saved[tensor].item() == 3 for tensor in saved if tensor.endswith(".step"))
 
 

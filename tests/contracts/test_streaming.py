@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from tests.contracts.tasks import layout
 from tests.faults.door import Guests
 from tests.faults.test_kill import kill_until_done
 from trainer.data.tokenizer import train_tokenizer
@@ -93,6 +94,15 @@ def test_another_strategy_on_as_many_ranks_goes_on_with_the_same_records(stream,
     train_curve([*stream, "strategy=fsdp", "train.stop_after=8"], tmp_path / "run", 2)
     moved = train_curve([*stream, "strategy=ddp"], tmp_path / "run", 2)
     assert_same_curve(moved, whole, loss=1e-6, grad_norm=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["tensor", pytest.param("pipeline", marks=pytest.mark.slow)])
+def test_ranks_that_share_samples_have_one_place_in_the_stream(stream, tmp_path, strategy):
+    arguments = last_wins([*stream, *layout(strategy), "train.steps=12"])
+    whole = train_curve(arguments, tmp_path / "whole", 2)
+    train_curve([*arguments, "train.stop_after=5"], tmp_path / "run", 2)
+    assert bits(train_curve(arguments, tmp_path / "run", 2)) == bits(whole)
+    assert_same_curve(whole, train_curve(last_wins([*arguments, "strategy=single"]), tmp_path / "one", 1), loss=1e-5, grad_norm=1e-4)
 
 
 def test_the_seed_and_the_buffer_decide_the_order(stream, tmp_path):

@@ -227,7 +227,7 @@ def test_sequences_are_split_over_tensor_ranks_only():
         assert any(sentence in problem for problem in problems_of(2, name="x", sequence_parallel=True, **asked))
     assert any(sentence in problem for problem in problems_of(1, name="tensor", tensor=None, sequence_parallel=True))
     assert problems_of(2, name="tensor", tensor=None, sequence_parallel=True) == []
-    assert NativeStrategy(tensor=2, sequence_parallel=True).degrees(2) == Degrees(1, 1, 2)
+    assert NativeStrategy(tensor=2, sequence_parallel=True).degrees(2) == Degrees(replicate=1, shard=1, tensor=2)
 
 
 def test_a_model_whose_sequences_nobody_knows_how_to_split_is_refused():

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.contracts.tasks import layout
 from trainer.testing import Ranks, last_wins, prepared, read_curve, train_curve, train_here
 
 
@@ -62,10 +63,10 @@ def remove_newest(run_dir):
 
 @pytest.mark.parametrize(
     ("ranks", "workers", "strategy"),
-    [(1, 0, "single"), (2, 2, "fsdp"), *(pytest.param(2, 0, name, marks=pytest.mark.slow) for name in ("zero3", "tensor"))],
+    [(1, 0, "single"), (2, 2, "fsdp"), *(pytest.param(2, 0, name, marks=pytest.mark.slow) for name in ("zero3", "tensor", "pipeline"))],
 )
 def test_ten_kills_at_random_instants(hard, tmp_path, ranks, workers, strategy):
-    arguments = [*hard, f"data.workers={workers}", f"strategy={strategy}"]
+    arguments = last_wins([*hard, f"data.workers={workers}", *layout(strategy)])
     whole = train_curve(arguments, tmp_path / "whole", ranks)
     assert 2 * rows_of(hard) < 60 * 16, "the run must cross an epoch's edge"
     curve = kill_until_done(arguments, tmp_path / "run", ranks, 10, random.Random(workers))

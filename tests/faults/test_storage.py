@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.contracts.tasks import layout
 from tests.faults.door import Guests, at_step
 from trainer.checkpoint import verify
-from trainer.testing import assert_same_curve, read_curve, train_curve
+from trainer.testing import assert_same_curve, last_wins, read_curve, train_curve
 
 
 @pytest.fixture
@@ -32,11 +33,11 @@ def small_files(rank: int, victim: int, step: int, size: int) -> None:
     [
         ("single", 1, 0),
         ("zero3", 2, 1),
-        *(pytest.param(*cell, marks=pytest.mark.slow) for cell in (("fsdp", 2, 1), ("ddp", 2, 0), ("tensor", 2, 1))),
+        *(pytest.param(*cell, marks=pytest.mark.slow) for cell in (("fsdp", 2, 1), ("ddp", 2, 0), ("tensor", 2, 1), ("pipeline", 2, 1))),
     ],
 )
 def test_a_disk_that_is_full_in_a_save(saving, tmp_path, strategy, ranks, victim):
-    arguments = [*saving, f"strategy={strategy}"]
+    arguments = last_wins([*saving, *layout(strategy)])
     seen = Guests(tmp_path / "guests", tmp_path / "run", ranks, arguments, small_files, victim, 6, 20_000).wait()
     assert seen.codes == [8] * ranks
     assert seen.ended == {"code": 8, "sentence": seen.ended["sentence"]}

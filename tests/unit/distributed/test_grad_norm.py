@@ -52,7 +52,7 @@ def clipped_gradients(max_norm):
     start_process_group(read_launch(os.environ), device, 60)
     meshes = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
     parameters = dict(distributed_gradients(meshes))
-    squared = local_squared_norm(parameters.values(), 4, device)
+    squared = local_squared_norm([(parameter, 4) for parameter in parameters.values()], device)
     assert squared.dtype == torch.float64 and squared.shape == ()
     dist.all_reduce(squared)
     norm = squared.sqrt()
@@ -119,4 +119,4 @@ def norm_of_partial():
     partial = DTensor.from_local(torch.ones(2), init_device_mesh("cpu", (2,)), [Partial()], run_check=False)
     parameter = torch.nn.Parameter(torch.zeros_like(partial.redistribute(placements=partial.placements)))
     parameter.grad = partial
-    local_squared_norm([parameter], 2, torch.device("cpu"))
+    local_squared_norm([(parameter, 2)], torch.device("cpu"))

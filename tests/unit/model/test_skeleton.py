@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -61,7 +62,8 @@ def test_it_is_transformers_class_on_meta(family, task, tmp_path):
     theirs = {name: parameter.shape for name, parameter in stock.named_parameters() if not name.startswith(tuple(unused))}
     assert {name: parameter.shape for name, parameter in skeleton.model.named_parameters()} == theirs
     assert skeleton.num_parameters == sum(shape.numel() for shape in theirs.values())
-    for path in (*skeleton.family.blocks, skeleton.head.linear, skeleton.head.block, skeleton.head.bias):
+    before, head = chain.from_iterable(skeleton.family.before), skeleton.head
+    for path in (*skeleton.family.blocks, *before, head.linear, head.block, head.bias):
         assert path is None or path == "final_logits_bias" or skeleton.model.get_submodule(path) is not None
     assert skeleton.family.longest(skeleton.model.config) == (None if family == "t5" else 64)
 

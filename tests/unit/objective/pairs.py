@@ -60,7 +60,12 @@ class Pair:
         self.config = self.stock.config
         ours = copy.deepcopy(self.stock)
         self.scorer = Scorer(ours, swap_head(ours, skeleton.head), skeleton.family, skeleton.head.bias)
-        self._loop = Loop(SimpleNamespace(model=ours, scorer=self.scorer, rehearses=False), objective, torch.device("cpu"), 0, 1, seed=0)
+        self._loop = Loop(
+            SimpleNamespace(model=ours, scorer=self.scorer, rehearses=False),
+            SimpleNamespace(objective=objective, device=torch.device("cpu"), seed=0),
+            0,
+            1,
+        )
 
     def collate(self, samples):
         return self.objective.collate(samples, context(decoder_start=getattr(self.config, "decoder_start_token_id", None)))
