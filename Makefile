@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 
 READY := .venv/.ready
 PYTEST := .venv/bin/python -m pytest
-BENCHMARKS := loader prepare overhead startup zero default_run
+BENCHMARKS := loader prepare overhead startup zero pipeline default_run
 # More threads than cores per rank slow small CPU jobs down many times over.
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

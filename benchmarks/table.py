@@ -63,6 +63,17 @@ def zero(result: dict[str, Any]) -> Iterator[Row]:
         yield question, f"<= {target * 1e3:g} ms over the loop", measured, over <= target
 
 
+def pipeline(result: dict[str, Any]) -> Iterator[Row]:
+    rows, target = result["schedules"], result["target_ratio"]
+    for name, row in rows.items():
+        measured, question = f"{row['bubble']:.1%}", f"Bubble of a pipeline of {result['setting']['ranks']} stages' ranks under `{name}`"
+        if name in result["judged"]:
+            ratio = row["bubble"] / row["expected"]
+            yield question, f"<= {target:g} x the formula's {row['expected']:.1%}", f"{measured}: {ratio:.2f} x", ratio <= target
+        else:
+            yield question, "below `1f1b`'s", measured, row["bubble"] < rows["1f1b"]["bubble"]
+
+
 def startup(result: dict[str, Any]) -> Iterator[Row]:
     questions = {
         "help": "CPU time of `python train.py --help`",
@@ -114,6 +125,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "prepare": prepare,
     "overhead": overhead,
     "zero": zero,
+    "pipeline": pipeline,
     "startup": startup,
     "default_run": default_run,
     "minilm_vader": minilm_vader,
