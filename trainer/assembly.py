@@ -29,10 +29,11 @@ from trainer.distributed.process_group import choose_device
 from trainer.errors import Refused
 from trainer.evaluation import Evaluator, Writer
 from trainer.model.gate import model_problems
-from trainer.model.skeleton import Skeleton, build_skeleton
+from trainer.model.skeleton import Skeleton, blocks_of, build_skeleton
 from trainer.model.weights import FromSafetensors, FromSeed, Unfilled
 from trainer.objective.additive import missing_packages, objective_problems
 from trainer.optimizer.adamw import build_adamw
+from trainer.parallel.activation import Recompute, recompute_problems
 from trainer.protocols import Engine, EngineJob, Order
 from trainer.session.job import Job
 from trainer.strategy.native import NativeStrategy
@@ -63,6 +64,7 @@ def open_job(config: Config, launch: Launch) -> Job:
     if not problems:
         num_outputs = getattr(skeleton.model.config, "num_labels", 1)
         problems = objective_problems(config.objective, corpus.samples("train"), context, num_outputs)
+    problems += recompute_problems(blocks_of(skeleton.model, skeleton.family), _recompute(config))
     device, console = choose_device(config.run.device, launch), Console(quiet=launch.rank > 0)
     if hasattr(config.strategy, "problems"):
         problems += config.strategy.problems(skeleton, config.precision, launch, device)
@@ -121,6 +123,7 @@ def build_engine(job: Job, resumed: bool = False, learns: bool = True) -> Engine
         micro_batch=config.train.micro_batch,
         accumulation=-(-config.train.global_batch // (degrees.data * config.train.micro_batch)),
         max_norm=config.optimizer.max_grad_norm,
+        recompute=_recompute(config),
     )
     return config.strategy.build(engine_job)
 
@@ -197,6 +200,11 @@ def build_evaluator(job: Job, engine: Engine) -> Evaluator | None:
 
     held_out = {name: partial(batches, samples) for name, samples in parts.items() if len(samples)}
     return Evaluator(engine, job.config.objective, held_out, _writer(job)) if held_out else None
+
+
+def _recompute(config: Config) -> Recompute | None:
+    train = config.train
+    return Recompute(train.activation_checkpointing, train.activation_checkpointing_every) if train.activation_checkpointing else None
 
 
 def _writes(config: Any) -> bool:

@@ -52,6 +52,13 @@ class TrainConfig:
         minimum=1,
         aliases=("per_device_train_batch_size", "micro_batch_size", "train_micro_batch_size_per_gpu"),
     )
+    activation_checkpointing: str | None = setting(
+        None,
+        "compute blocks again for their backward instead of keeping activations: full, or selective (matrix products are kept)",
+        choices=("full", "selective"),
+        aliases=("gradient_checkpointing", "recompute", "activation_recompute"),
+    )
+    activation_checkpointing_every: int = setting(1, "of so many blocks one is computed again", minimum=1)
     seed: int = setting(0, "seed of weights, sample order and dropout", minimum=0, aliases=("random_seed",))
     stop_after: int | None = setting(
         None, "stop after this step with a checkpoint, exit 0; the schedule stays that of train.steps", minimum=1
@@ -304,6 +311,12 @@ def _schedule_fits(config: Config) -> Iterator[str]:
         )
 
 
+def _recompute_fits(config: Config) -> Iterator[str]:
+    every = config.train.activation_checkpointing_every
+    if every > 1 and config.train.activation_checkpointing is None:
+        yield f"train.activation_checkpointing_every={every} has no effect without train.activation_checkpointing: add =full, or leave it out."
+
+
 def _stop_fits(config: Config) -> Iterator[str]:
     steps, stop = config.train.steps, config.train.stop_after
     if stop is not None and stop > steps:
@@ -367,6 +380,7 @@ def _parts_are_sound(config: Config) -> Iterator[str]:
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _schedule_fits,
     _stop_fits,
+    _recompute_fits,
     _rows_fit,
     _something_to_evaluate,
     _data_is_sound,

@@ -183,6 +183,7 @@ class EngineJob:
         micro_batch: most samples per forward on one rank.
         accumulation: most micro-batches per step on one rank.
         max_norm: to which gradients are clipped; None: they are not.
+        recompute: which blocks are computed again for their backward (trainer.parallel.activation.Recompute); None: none.
     """
 
     skeleton: Any
@@ -196,6 +197,7 @@ class EngineJob:
     micro_batch: int
     accumulation: int
     max_norm: float | None
+    recompute: Any = None
 
 
 class Strategy(Protocol):

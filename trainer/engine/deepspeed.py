@@ -26,8 +26,10 @@ from trainer.engine.swapping import Load, is_swapped, swap_problems
 from trainer.errors import Refused
 from trainer.model.head import Scorer, swap_head
 from trainer.model.names import aliases, named_owners, put
+from trainer.model.skeleton import blocks_of
 from trainer.model.weights import Unfilled
-from trainer.parallel.parallelize import Parallelized, allocate, blocks_of, fill
+from trainer.parallel.activation import recompute_blocks
+from trainer.parallel.parallelize import Parallelized, allocate, fill
 from trainer.precision.dtypes import DTYPES
 from trainer.protocols import EngineJob
 from trainer.state.zero import Partitions
@@ -50,6 +52,7 @@ def build_deepspeed(job: EngineJob, settings: dict[str, Any]) -> DeepSpeedEngine
         )
     tied = aliases(model)
     head = swap_head(model, ending)
+    recompute_blocks(blocks_of(model, family), job.recompute)
     with ExitStack() as told:
         told.enter_context(_local_rank(job.device))
         own = _with_scratch(settings, told)

@@ -56,6 +56,11 @@ class Skeleton:
         return self.family.head(self.task)
 
 
+def blocks_of(model: torch.nn.Module, family: Family) -> list[torch.nn.Module]:
+    """All blocks of all stacks."""
+    return [block for path in family.blocks for block in model.get_submodule(path).children()]
+
+
 def build_skeleton(
     model: Model,
     task: str,

@@ -1,6 +1,6 @@
 """From a skeleton on meta to a model that trains: every step in its one order, for every engine.
 
-The order is: head → tensor → shard → fill → replicate → optimizer. What changes the modules comes before what cuts them up, what cuts them up
+The order is: head → tensor → activation checkpointing → shard → fill → replicate → optimizer. What changes the modules comes before what cuts them up, what cuts them up
 before what allocates, and the optimizer last, because it must see the parameters that will be trained.
 """
 
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from trainer.distributed.sharding import local_index, local_part
-from trainer.model.families import Family
 from trainer.model.head import Scorer, swap_head
 from trainer.model.names import aliases, named_owners, put
+from trainer.model.skeleton import blocks_of
 from trainer.optimizer.adamw import make_moments
 from trainer.parallel import ddp, fsdp
+from trainer.parallel.activation import recompute_blocks
 from trainer.parallel.layout import Layout
 from trainer.parallel.pipeline import Pipelined
 from trainer.parallel.tensor import shard_tensors
@@ -71,6 +72,8 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
     splits = mesh["tensor"].size() > 1
     summed = shard_tensors(model, family, head, tied, mesh["tensor"], layout.sequence_parallel) if splits else []
 
+    recompute_blocks(blocks_of(model, family), job.recompute)
+
     is_sharded = layout.fully_shard or (splits and mesh["replicate"].size() > 1)
     if is_sharded:
         fsdp.shard(model, blocks_of(model, family), layout, job.precision, fsdp.axes(mesh))
@@ -108,11 +111,6 @@ def with_moments(job: EngineJob, named: Sequence[tuple[str, nn.Parameter]]) -> t
     optimizer = job.make_optimizer(named)
     make_moments(optimizer, [parameter for group in optimizer.param_groups for parameter in group["params"]])
     return optimizer
-
-
-def blocks_of(model: nn.Module, family: Family) -> list[nn.Module]:
-    """All blocks of all stacks."""
-    return [block for path in family.blocks for block in model.get_submodule(path).children()]
 
 
 def allocate(model: nn.Module, tied: dict[str, str], device: torch.device, parameters_on: torch.device | str) -> None:

@@ -18,10 +18,12 @@ from torch.distributed.tensor import DTensor
 from trainer.errors import Refused
 from trainer.model.head import DenseHead, Scorer, swap_head
 from trainer.model.names import aliases, named_owners
+from trainer.model.skeleton import blocks_of
 from trainer.parallel import fsdp
+from trainer.parallel.activation import recompute_blocks
 from trainer.parallel.cutting import Places, cut, encoder_path, encodes_only, places
 from trainer.parallel.layout import Layout
-from trainer.parallel.parallelize import Parallelized, allocate, blocks_of, fill, with_moments
+from trainer.parallel.parallelize import Parallelized, allocate, fill, with_moments
 from trainer.parallel.pipeline import Feed, Pipelined, Shared, Stage
 from trainer.parallel.stages import SPLIT, Stages
 from trainer.parallel.tensor import shard_tensors
@@ -82,6 +84,7 @@ def _stage(
     summed = shard_tensors(model, family, head, aliases(model), mesh["tensor"], layout.sequence_parallel) if splits else []
     blocks, dtype = stages.blocks(index), DTYPES[job.precision.compute]
     present = blocks_of(model, family)[blocks.start : blocks.stop]
+    recompute_blocks(present, job.recompute, first=blocks.start)
     known = cut(model, family, where, blocks, dtype, ending.bias, job.device)
     is_last = index == stages.count - 1
     # FSDP casts for every call and drops what it cast: autograd would keep it for each micro-batch in flight.

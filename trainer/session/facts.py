@@ -42,6 +42,7 @@ def opening_facts(job: Job, folder: Path, data_size: int, done: int) -> dict[str
         **model_facts(job, fresh=done == 0),
         "batch": _batch(job, data_size),
         **_pipeline(job, data_size),
+        **_recomputed(job),
         **_data(job, data_size),
         "steps": f"{train.steps:,}{_amount(job)}{more}",
         "run": f"{folder}  (isotrain {version('isotrain') or 'from a checkout'})",
@@ -98,6 +99,14 @@ def _batch(job: Job, data_size: int) -> str:
         named = [f"{window.stride:,} {name if len(windows) > 1 else ''}".strip() for name, window in windows.items()]
         size = f"up to {' and '.join(named)} slots"
     return f"{train.global_batch} samples x {size} a step; {len(micro_batches)} x {micro_batches[0].size} samples per rank"
+
+
+def _recomputed(job: Job) -> dict[str, str]:
+    """Which blocks are computed again for their backward."""
+    kind, every = job.config.train.activation_checkpointing, job.config.train.activation_checkpointing_every
+    which = "each block is" if every == 1 else f"1 of {every} blocks is"
+    kept = ", but for matrix products and attention" if kind == "selective" else ""
+    return {"memory": f"{which} computed again for its backward{kept}"} if kind else {}
 
 
 def _pipeline(job: Job, data_size: int) -> dict[str, str]:
