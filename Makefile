@@ -10,6 +10,8 @@ MAKEFLAGS += --no-print-directory
 
 READY := .venv/.ready
 PYTEST := .venv/bin/python -m pytest
+# Small tests, which may run side by side; what starts many ranks takes turns.
+FAST := tests/unit tests/configs tests/architecture
 BENCHMARKS := loader prepare overhead startup zero pipeline default_run
 # More threads than cores per rank slow small CPU jobs down many times over.
 export OMP_NUM_THREADS ?= 1
@@ -23,10 +25,15 @@ train: $(READY) ## the main job: 2 ranks, fsdp, embedded text (ARGS="train.steps
 	.venv/bin/torchrun --standalone --nproc-per-node 2 train.py +strategy=fsdp $(ARGS)
 
 test: $(READY) ## the tests, one representative per matrix, under 15 minutes (ARGS="-k order")
+ifeq ($(strip $(ARGS)),)
+	$(PYTEST) -n auto --maxprocesses 8 $(FAST)
+	$(PYTEST) $(addprefix --ignore=,$(FAST)) tests
+else
 	$(PYTEST) $(ARGS)
+endif
 
 test-fast: $(READY) ## unit, config and architecture tests, under 2 minutes
-	$(PYTEST) -n auto --maxprocesses 8 tests/unit tests/configs tests/architecture $(ARGS)
+	$(PYTEST) -n auto --maxprocesses 8 $(FAST) $(ARGS)
 
 test-all: $(READY) ## the whole matrices
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s g++ libaio-dev >/dev/null 2>&1; then
