@@ -31,13 +31,10 @@ JUDGED = SCHEDULES[:3]
 """Those whose bubble is known exactly; the others have to be below 1F1B's."""
 
 
-def measure(arguments: list[str], seconds: float, rounds: int) -> list[tuple[float, float]]:
-    """On a rank: the seconds that each step took, and those of them in which it was in a stage."""
+def sleepers(seconds: float) -> tuple[Any, Any]:
+    """What stands for a stage's work on hidden states, forward and backward, and on its weights."""
     import torch
-    from torch import Tensor, nn
-    from torch.distributed.pipelining import PipelineStage
-
-    from tests.contracts.engines import build_engine, micro_batches
+    from torch import Tensor
 
     class InputTakes(torch.autograd.Function):
         """Sleeps in the forward, and when the gradient of hidden states is computed."""
@@ -64,6 +61,18 @@ def measure(arguments: list[str], seconds: float, rounds: int) -> list[tuple[flo
             time.sleep(seconds)
             return gradient.sum().reshape(1)
 
+    return InputTakes.apply, WeightTakes.apply
+
+
+def measure(arguments: list[str], seconds: float, rounds: int) -> list[tuple[float, float]]:
+    """On a rank: the seconds that each step took, and those of them in which it was in a stage."""
+    import torch
+    from torch import nn
+    from torch.distributed.pipelining import PipelineStage
+
+    from tests.contracts.engines import build_engine, micro_batches
+
+    input_takes, weight_takes = sleepers(seconds)
     busy = [0.0]
 
     def timed(method: Any) -> Any:
@@ -84,7 +93,7 @@ def measure(arguments: list[str], seconds: float, rounds: int) -> list[tuple[flo
         stage.register_parameter("sleeps", weight)
         layers = stage.model.model.layers
         first = layers[engine._parts.pipeline.plan.blocks(stage.index).start]
-        first.register_forward_hook(lambda module, given, output, weight=weight: InputTakes.apply(output) + WeightTakes.apply(weight))
+        first.register_forward_hook(lambda module, given, output, weight=weight: input_takes(output) + weight_takes(weight))
     found = []
     for step in range(1, rounds + 2):
         batches = micro_batches(job, engine, step)
