@@ -26,8 +26,10 @@ train: $(READY) ## the main job: 2 ranks, fsdp, embedded text (ARGS="train.steps
 
 test: $(READY) ## the tests, one representative per matrix, under 15 minutes (ARGS="-k order")
 ifeq ($(strip $(ARGS)),)
-	$(PYTEST) -n auto --maxprocesses 8 $(FAST)
-	$(PYTEST) $(addprefix --ignore=,$(FAST)) tests
+	@status=0
+	$(PYTEST) -n auto --maxprocesses 8 $(FAST) || status=$$?
+	$(PYTEST) $(addprefix --ignore=,$(FAST)) tests || status=$$?
+	exit $$status
 else
 	$(PYTEST) $(ARGS)
 endif

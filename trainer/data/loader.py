@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer.data.order import step_draws
 from trainer.distributed.lifetime import die_with_parent
+from trainer.distributed.stop import SIGNALS
 from trainer.types import Batch, Draws, Samples
 
 if TYPE_CHECKING:
@@ -123,15 +124,21 @@ class StepLoader:
             # Without one of its own, each iterator would draw a seed from the global generator and change the run.
             generator=torch.Generator(),
         )
-        iterator: Any = iter(loader)
+        # A request that comes between a worker's birth and its first line would end it: it is born deaf.
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            iterator: Any = iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
         # They ignore SIGTERM, with which multiprocessing would end them at exit and then wait for ever.
+        unregister = atexit.unregister  # while Python shuts down, the module may be gone before this generator is
         atexit.register(iterator._shutdown_workers)
         try:
             for step, ids, packed in iterator:
                 yield step, ids, [_unpack(batch) for batch in packed]
         finally:
             iterator._shutdown_workers()
-            atexit.unregister(iterator._shutdown_workers)
+            unregister(iterator._shutdown_workers)
 
 
 def spread(number: int, size: int) -> np.ndarray:
@@ -205,6 +212,7 @@ class _Obedience:
     parent: int
 
     def __call__(self, worker: int) -> None:
-        for request in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for request in SIGNALS:
             signal.signal(request, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         die_with_parent(self.parent)
