@@ -1,45 +1,41 @@
-"""A tensor of which this rank holds one range of its flattened elements, as engines do that partition flat buffers.
+"""Tensors of which this rank holds some boxes, and of them those of which it holds a range of the flattened elements.
 
-Torch's distributed checkpoint knows boxes, not flat ranges; a range of a row-major tensor is a few boxes. Each is a view of the live
-memory, so nothing is gathered to be written, and reading fills the engine's own buffer.
+Torch's distributed checkpoint knows boxes, one per rank and tensor. Flat ranges, as engines hold that partition flat buffers, are a few boxes of
+a row-major tensor; so is a rank's share of query, key and value in one matrix (distributed/fused.py). Each box is a view of the live memory, so
+nothing is gathered to be written, and reading fills the engine's own buffer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
+Box = tuple[tuple[int, ...], Tensor]
+"""The offsets of a box in the whole, and what is in it."""
 
-class Pieces(Tensor):
+
+class Boxes(Tensor):
     """Stands for a whole tensor in a neutral state; only torch's checkpoint planners read it, by the methods with underscores.
 
     Attributes:
-        held: this rank's elements, flat, live.
-        start: where they begin in the flattened whole.
+        held: what this rank has of it, live, as the engine keeps it.
         boxes: (offsets, view of ``held``) of each box of the whole.
     """
 
     held: Tensor
-    start: int
-    boxes: list[tuple[tuple[int, ...], Tensor]]
+    boxes: Sequence[Box]
 
     @staticmethod
-    def __new__(cls, size: Sequence[int], held: Tensor, start: int) -> Pieces:
-        """Takes the ``size`` of the whole and the live flat range of it that begins at ``start``."""
+    def __new__(cls, size: Sequence[int], held: Tensor, boxes: Sequence[Box]) -> Self:
+        """Takes the ``size`` of the whole, and what is held of it."""
         self = Tensor._make_wrapper_subclass(cls, torch.Size(size), dtype=held.dtype, device=held.device)
-        self.held, self.start, self.boxes = held, start, []
-        taken = 0
-        for offsets, lengths in boxes(tuple(size), start, start + held.numel()):
-            part = held.narrow(0, taken, math.prod(lengths)).view(lengths)
-            self.boxes.append((offsets, part))
-            taken += part.numel()
-        assert taken == held.numel()
+        self.held, self.boxes = held, boxes
         return self
 
     @classmethod
@@ -67,6 +63,30 @@ class Pieces(Tensor):
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
         """The box that begins where ``index`` says."""
         return next(part for offsets, part in self.boxes if torch.Size(offsets) == index.offset)
+
+
+class Pieces(Boxes):
+    """A tensor of which this rank holds a range of the flattened elements.
+
+    Attributes:
+        held: these, flat.
+        start: where they begin in the flattened whole.
+    """
+
+    start: int
+
+    @staticmethod
+    def __new__(cls, size: Sequence[int], held: Tensor, start: int) -> Self:
+        """Takes the ``size`` of the whole and the live flat range of it that begins at ``start``."""
+        found, taken = [], 0
+        for offsets, lengths in boxes(tuple(size), start, start + held.numel()):
+            part = held.narrow(0, taken, math.prod(lengths)).view(lengths)
+            found.append((offsets, part))
+            taken += part.numel()
+        assert taken == held.numel()
+        self = Boxes.__new__(cls, size, held, found)
+        self.start = start
+        return self
 
 
 def boxes(size: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

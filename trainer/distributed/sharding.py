@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from trainer.distributed.pieces import Pieces
+from trainer.distributed.pieces import Boxes, Pieces
 
 
 def local_index(tensor: Tensor) -> tuple[slice, ...] | None:
@@ -21,8 +21,8 @@ def local_index(tensor: Tensor) -> tuple[slice, ...] | None:
 
 def local_part(tensor: Tensor) -> Tensor:
     """The local tensor of a DTensor, flat where only a range is held; a plain tensor itself."""
-    if isinstance(tensor, Pieces):
-        return tensor.held
+    if isinstance(tensor, Boxes):
+        tensor = tensor.held
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -30,6 +30,8 @@ def num_copies(tensor: Tensor, world_size: int) -> int:
     """How many ranks hold the same local part as this one."""
     if isinstance(tensor, Pieces):
         return 1
+    if isinstance(tensor, Boxes):
+        tensor = tensor.held
     if not isinstance(tensor, DTensor):
         return world_size
     sizes = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
