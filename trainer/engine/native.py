@@ -71,7 +71,7 @@ class NativeEngine(BaseEngine):
         """The live tensors by neutral name."""
         for shared in self._parts.pipeline.shared if self._parts.pipeline else ():
             shared.require_alike()
-        return neutral_state(self._named, self._parts.optimizer)
+        return neutral_state(self._named, self._parts.optimizer, self._parts.fused)
 
     def load_state(self, read: Callable[[dict[str, Tensor]], None]) -> None:
         """Lets ``read`` fill the live tensors in place."""

@@ -43,6 +43,7 @@ class Family:
         unused: dotted paths of modules that are built but never reached by the loss; they are left out.
         tensor: how tensor parallelism splits linear layers: ``colwise`` or ``rowwise`` by dotted path, in which * stands for a number;
             empty: as the transformers config says.
+        fused: of the ``colwise`` ones, those that hold several matrices of one size side by side, such as query, key and value: how many.
         whole: dotted paths, in which * stands for a number, of the modules in blocks that need whole sequences where what flows between them
             is split along the sequence: attention and feed-forward; all others work slot by slot.
         before: for each of ``blocks``, dotted paths of what a sample passes before the first of them: embeddings and their norms. A pipeline
@@ -60,6 +61,7 @@ class Family:
     first_position: str | None = None
     unused: tuple[str, ...] = ()
     tensor: dict[str, str] = field(default_factory=dict)
+    fused: dict[str, int] = field(default_factory=dict)
     whole: tuple[str, ...] = ()
     before: tuple[tuple[str, ...], ...] = ()
     carried: dict[str, str] = field(default_factory=dict)
@@ -84,10 +86,10 @@ class Family:
         return min(fields) - self.offset(config) if fields else None
 
 
-def _bert_like(layer: str) -> dict[str, str]:
+def _bert_like(layer: str, attentions: tuple[str, ...] = ("attention",)) -> dict[str, str]:
     """How the tensors of a layer of BERT's are split."""
-    colwise = (*(f"attention.self.{name}" for name in ("query", "key", "value")), "intermediate.dense")
-    rowwise = ("attention.output.dense", "output.dense")
+    colwise = (*(f"{attention}.self.{name}" for attention in attentions for name in ("query", "key", "value")), "intermediate.dense")
+    rowwise = (*(f"{attention}.output.dense" for attention in attentions), "output.dense")
     return {f"{layer}.{name}": "colwise" for name in colwise} | {f"{layer}.{name}": "rowwise" for name in rowwise}
 
 
@@ -104,6 +106,13 @@ GPT2 = Family(
     "GPT-2",
     blocks=("transformer.h",),
     before=(("transformer.wte", "transformer.wpe"),),
+    tensor={
+        f"transformer.h.*.{name}": way
+        for way, names in (("colwise", ("attn.c_attn", "mlp.c_fc")), ("rowwise", ("attn.c_proj", "mlp.c_proj")))
+        for name in names
+    },
+    fused={"transformer.h.*.attn.c_attn": 3},
+    whole=("transformer.h.*.attn", "transformer.h.*.mlp"),
     heads={"causal_lm": Head("lm_head"), "classification": Head(None, new=("score.",))},
     max_positions=("n_positions",),
     causal=True,
@@ -187,6 +196,11 @@ ENCODER_DECODER = Family(
     "encoder-decoder of two BERTs",
     blocks=("encoder.encoder.layer", "decoder.bert.encoder.layer"),
     before=(("encoder.embeddings",), ("decoder.bert.embeddings",)),
+    tensor=_bert_like("encoder.encoder.layer.*") | _bert_like("decoder.bert.encoder.layer.*", ("attention", "crossattention")),
+    whole=(
+        *(f"encoder.encoder.layer.*.{name}" for name in ("attention.self", "intermediate")),
+        *(f"decoder.bert.encoder.layer.*.{name}" for name in ("attention.self", "crossattention.self", "intermediate")),
+    ),
     heads={
         "seq2seq": Head(
             "decoder.cls.predictions.decoder",

@@ -6,14 +6,15 @@ before what allocates, and the optimizer last, because it must see the parameter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from trainer.distributed.fused import Fused
 from trainer.distributed.sharding import local_index, local_part
 from trainer.model.head import Scorer, swap_head
 from trainer.model.names import aliases, named_owners, put
@@ -23,7 +24,7 @@ from trainer.parallel import ddp, fsdp
 from trainer.parallel.activation import recompute_blocks
 from trainer.parallel.layout import Layout
 from trainer.parallel.pipeline import Pipelined
-from trainer.parallel.tensor import shard_tensors
+from trainer.parallel.tensor import Split, shard_tensors
 from trainer.precision.dtypes import DTYPES
 from trainer.protocols import EngineJob, Weights
 
@@ -42,6 +43,7 @@ class Parallelized:
         optimizer: over them.
         gather_root: makes what lies outside of blocks whole, before the model's parts are called one by one.
         summed: parameters of whose gradients each rank of the tensor axis has a part, to be added up after a step's backward.
+        fused: by name of a parameter that is several matrices in one, how they lie in it.
         pipeline: this rank's stages of it; None: every rank has all blocks.
         rehearses: whether the first backward must be one that does not count, because later ones add up in another order.
         backward: takes roots and the gradient of each, as ``torch.autograd.backward`` does.
@@ -57,6 +59,7 @@ class Parallelized:
     gather_root: Callable[[], None]
     rehearses: bool
     summed: Sequence[nn.Parameter] = ()
+    fused: Mapping[str, Fused] = field(default_factory=dict)
     pipeline: Pipelined | None = None
     backward: Callable[..., None] = torch.autograd.backward
 
@@ -70,7 +73,7 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
     head = swap_head(model, ending)
 
     splits = mesh["tensor"].size() > 1
-    summed = shard_tensors(model, family, head, tied, mesh["tensor"], layout.sequence_parallel) if splits else []
+    split = shard_tensors(model, family, head, tied, mesh["tensor"], layout.sequence_parallel) if splits else Split()
 
     recompute_blocks(blocks_of(model, family), job.recompute)
 
@@ -79,7 +82,7 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
         fsdp.shard(model, blocks_of(model, family), layout, job.precision, fsdp.axes(mesh))
 
     allocate(model, tied, job.device, parameters_on="cpu" if layout.cpu_offload else job.device)
-    fill([*named_owners(model), *model.named_buffers()], job.weights)
+    fill([*named_owners(model), *model.named_buffers()], job.weights, split.fused)
 
     casts_itself = is_sharded or job.precision.compute == "fp32"
     scorer = Scorer(model, head, family, ending.bias, compute_dtype=None if casts_itself else DTYPES[job.precision.compute])
@@ -102,7 +105,8 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
         with_moments(job, named),
         gather_root=partial(fsdp.gather_root, model) if is_sharded else lambda: None,
         rehearses=trained is not scorer,
-        summed=[model.get_parameter(name) for name in summed],
+        summed=[model.get_parameter(name) for name in split.summed],
+        fused=split.fused,
     )
 
 
@@ -124,7 +128,11 @@ def allocate(model: nn.Module, tied: dict[str, str], device: torch.device, param
 
 
 @torch.no_grad()
-def fill(named: Iterable[tuple[str, Tensor]], weights: Weights) -> None:
+def fill(named: Iterable[tuple[str, Tensor]], weights: Weights, fused: Mapping[str, Fused] | None = None) -> None:
     """Writes the first value of each parameter and buffer, by checkpoint name, into the part of it that this rank holds."""
     for name, tensor in named:
-        local_part(tensor).copy_(weights.fill(name, local_index(tensor)))
+        if fused and name in fused:
+            for offsets, part in fused[name].boxes(tensor):
+                part.copy_(weights.fill(name, tuple(slice(o, o + size) for o, size in zip(offsets, part.shape, strict=True))))
+        else:
+            local_part(tensor).copy_(weights.fill(name, local_index(tensor)))

@@ -23,6 +23,8 @@ from trainer.parallel.dropout import Apart, may_drop
 
 SLOTS = Shard(1)
 """Of hidden states (B, L, H)."""
+_OTHERS = ("key_value_states", "encoder_hidden_states")
+"""What attentions call the states of another sequence, which they look at."""
 
 
 def split_sequences(model: nn.Module, family: Family, rows: list[nn.Module], mesh: DeviceMesh) -> list[str]:
@@ -139,8 +141,7 @@ def share_inputs(model: nn.Module, family: Family, mesh: DeviceMesh) -> None:
 
 def _sharing(keywords: dict[str, Any], mesh: DeviceMesh) -> dict[str, Any]:
     """The keywords of an attention that looks at another sequence, which its keys and values share too."""
-    others = keywords.get("key_value_states")
-    return keywords if others is None else {**keywords, "key_value_states": _shared(others, mesh)}
+    return {name: _shared(value, mesh) if name in _OTHERS and value is not None else value for name, value in keywords.items()}
 
 
 def _shared(hidden: Tensor, mesh: DeviceMesh) -> DTensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from trainer.distributed.fused import Fused
 from trainer.errors import Refused
 from trainer.model.head import DenseHead, Scorer, swap_head
 from trainer.model.names import aliases, named_owners
@@ -26,7 +27,7 @@ from trainer.parallel.layout import Layout
 from trainer.parallel.parallelize import Parallelized, allocate, fill, with_moments
 from trainer.parallel.pipeline import Feed, Pipelined, Shared, Stage
 from trainer.parallel.stages import SPLIT, Stages
-from trainer.parallel.tensor import shard_tensors
+from trainer.parallel.tensor import Split, shard_tensors
 from trainer.precision.dtypes import DTYPES
 from trainer.protocols import EngineJob
 
@@ -39,14 +40,16 @@ def parallelize_stages(job: EngineJob, layout: Layout) -> Parallelized:
     where, feed = places(whole, family), Feed()
     own = stages.of_rank(mesh.get_local_rank("pipeline"))
     built, blocks, named, summed = [], [], [], []
+    fused: dict[str, Fused] = {}
     for index in own:
         stage, present, known, split = _stage(job, layout, where, index, feed)
         local = list(named_owners(stage.model))
-        fill([*((known.get(name, name), value) for name, value in local), *stage.model.named_buffers()], job.weights)
+        fill([*((known.get(name, name), value) for name, value in local), *stage.model.named_buffers()], job.weights, split.fused)
         built.append(stage)
         blocks += present
         named += [(known.get(name, name), parameter) for name, parameter in local]
-        summed += [parameter for name, parameter in local if name in split or known.get(name) in split]
+        summed += [parameter for name, parameter in local if name in split.summed or known.get(name) in split.summed]
+        fused |= split.fused
     held = holders(family.carried, whole, family.blocks, where, stages)
     models = nn.ModuleList(stage.model for stage in built)
     return Parallelized(
@@ -60,28 +63,27 @@ def parallelize_stages(job: EngineJob, layout: Layout) -> Parallelized:
         gather_root=lambda: None,
         rehearses=False,
         summed=summed,
+        fused=fused,
         pipeline=Pipelined(
             stages,
             tuple(built),
             feed,
             _shared(named, held, stages, mesh),
             [len(held[name]) for name, _ in named],
-            partial(assembled, job, named, held, layout),
+            partial(assembled, job, named, held, fused, layout),
             mesh.get_group("pipeline"),
         ),
     )
 
 
-def _stage(
-    job: EngineJob, layout: Layout, where: Places, index: int, feed: Feed
-) -> tuple[Stage, list[nn.Module], dict[str, str], set[str]]:
-    """One stage with memory, its blocks, the owners' names of what it knows by others, and names of the parameters of whose gradients it has parts."""
+def _stage(job: EngineJob, layout: Layout, where: Places, index: int, feed: Feed) -> tuple[Stage, list[nn.Module], dict[str, str], Split]:
+    """One stage with memory, its blocks, the owners' names of what it knows by others, and how the whole model's tensors are split."""
     stages, family, mesh, ending = layout.stages, job.skeleton.family, job.mesh, job.skeleton.head
     assert stages is not None
     model: Any = copy.deepcopy(job.skeleton.model)
     head: DenseHead | None = swap_head(model, ending)
     splits = mesh["tensor"].size() > 1
-    summed = shard_tensors(model, family, head, aliases(model), mesh["tensor"], layout.sequence_parallel) if splits else []
+    split = shard_tensors(model, family, head, aliases(model), mesh["tensor"], layout.sequence_parallel) if splits else Split()
     blocks, dtype = stages.blocks(index), DTYPES[job.precision.compute]
     present = blocks_of(model, family)[blocks.start : blocks.stop]
     recompute_blocks(present, job.recompute, first=blocks.start)
@@ -101,7 +103,7 @@ def _stage(
             layout = replace(layout, reshard_after_forward=False)
         fsdp.shard(stage, present, layout, job.precision, fsdp.axes(mesh))
     allocate(model, aliases(model), job.device, parameters_on=job.device)
-    return stage, present, known, set(summed)
+    return stage, present, known, split
 
 
 def holders(carried: dict[str, str], model: nn.Module, lists: Sequence[str], where: Places, stages: Stages) -> dict[str, set[int]]:
@@ -132,7 +134,9 @@ def _shared(named: Sequence[tuple[str, nn.Parameter]], held: dict[str, set[int]]
 
 
 @contextmanager
-def assembled(job: EngineJob, named: Sequence[tuple[str, nn.Parameter]], held: dict[str, set[int]], layout: Layout) -> Iterator[nn.Module]:
+def assembled(
+    job: EngineJob, named: Sequence[tuple[str, nn.Parameter]], held: dict[str, set[int]], fused: Mapping[str, Fused], layout: Layout
+) -> Iterator[nn.Module]:
     """The whole model on every rank, for as long as this lasts; raises ``Refused`` where it is too large for that."""
     if layout.stays_apart:
         raise Refused(layout.stays_apart)
@@ -146,10 +150,12 @@ def assembled(job: EngineJob, named: Sequence[tuple[str, nn.Parameter]], held: d
         for name, parameter in named_owners(model):
             owner = stages.rank(min(held[name]))
             if job.mesh.get_local_rank("pipeline") == owner:
-                parameter.copy_(_full(here[name]))
+                parameter.copy_(_full(here[name], fused.get(name)))
             dist.broadcast(parameter, dist.get_global_rank(group, owner), group=group)
     yield model.eval()
 
 
-def _full(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def _full(tensor: Tensor, fused: Fused | None) -> Tensor:
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return fused.whole(tensor) if fused else tensor.full_tensor()

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from trainer.distributed.fused import Fused
 
-def neutral_state(named: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+
+def neutral_state(
+    named: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer, fused: Mapping[str, Fused]
+) -> dict[str, Tensor]:
     """Parameters and moments by checkpoint name.
 
     Args:
         named: (checkpoint name, parameter), tied parameters once.
         optimizer: with its moments made (trainer.optimizer.adamw).
+        fused: by name of a parameter that is several matrices in one, how they lie in it.
 
     Returns:
-        ``model.NAME``, ``optim.NAME.exp_avg``, ``optim.NAME.exp_avg_sq`` (fp32, DTensor or plain) and ``optim.NAME.step`` (scalar),
+        ``model.NAME``, ``optim.NAME.exp_avg``, ``optim.NAME.exp_avg_sq`` (fp32, DTensor, plain, or trainer.distributed.pieces) and ``optim.NAME.step`` (scalar),
         sharing memory with the live ones.
     """
     state: dict[str, Tensor] = {}
     for name, parameter in named:
         if f"model.{name}" not in state:  # a rank with two stages of a pipeline may have two of one name
-            state[f"model.{name}"] = parameter.detach()
-            state |= {f"optim.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+            held = {f"model.{name}": parameter.detach()} | {
+                f"optim.{name}.{key}": value for key, value in optimizer.state[parameter].items()
+            }
+            order = fused.get(name)
+            state |= {key: order.neutral(value) if order and value.ndim else value for key, value in held.items()}
     return state
 
 

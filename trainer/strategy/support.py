@@ -27,10 +27,11 @@ SUPPORTED = (
     Supported(**_ANYHOW, objective=("span_corruption",), family=("t5", "bart")),
     Supported(**_ANYHOW, objective=("seq2seq",), family=("t5", "bart", "encoder_decoder")),
     Supported(**_ANYHOW, objective=("classification",), family=("bert", "roberta", "llama", "gpt2")),
-    Supported(**_TENSOR, objective=("causal_lm",), family=("llama",)),
+    Supported(**_TENSOR, objective=("causal_lm",), family=("llama", "gpt2")),
     Supported(**_TENSOR, objective=("masked_lm",), family=("bert", "roberta")),
-    Supported(**_TENSOR, objective=("span_corruption", "seq2seq"), family=("t5", "bart")),
-    Supported(**_TENSOR, objective=("classification",), family=("bert", "roberta", "llama")),
+    Supported(**_TENSOR, objective=("span_corruption",), family=("t5", "bart")),
+    Supported(**_TENSOR, objective=("seq2seq",), family=("t5", "bart", "encoder_decoder")),
+    Supported(**_TENSOR, objective=("classification",), family=("bert", "roberta", "llama", "gpt2")),
 )
 
 AXES = ("strategy", "precision", "objective", "family")
