@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from trainer import assembly
 from trainer.config import load
 from trainer.distributed.launch import read_launch
-from trainer.distributed.pieces import Pieces
+from trainer.distributed.pieces import Boxes, Pieces
 from trainer.distributed.process_group import start_process_group
 from trainer.model.skeleton import CLASSES
 from trainer.protocols import Engine
@@ -42,6 +42,13 @@ def whole(tensor: Tensor) -> Tensor:
         flat[tensor.start : tensor.start + tensor.held.numel()] = tensor.held
         dist.all_reduce(flat)
         return flat.view(tensor.size())
+    if isinstance(tensor, Boxes):
+        found, mesh = torch.full(tensor.size(), -torch.inf), tensor.held.device_mesh
+        for offsets, part in tensor.boxes:
+            found[tuple(slice(o, o + size) for o, size in zip(offsets, part.shape, strict=True))] = part
+        for axis in range(mesh.ndim):
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=mesh.get_group(axis))
+        return found
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 

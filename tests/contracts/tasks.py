@@ -53,8 +53,6 @@ LAYOUTS = {
 }
 """What is no preset alone: tensors split in two, or two stages, and the ranks that are left over as shards, as copies, or both. 1F1B, the
 default schedule, wants as many micro-batches as there are stages."""
-NOT_SPLIT = ("gpt2", "two berts", "gpt2 classes")
-"""Families that nobody has said yet how to split."""
 
 
 def layout(name: str) -> list[str]:

@@ -16,6 +16,7 @@ CELLS = [
     *(("t5", name, 2, (FULL,)) for name in ("fsdp", "zero3", "tensor", "pipeline")),
     ("bart", "pipeline x fsdp", 4, (FULL,)),
     ("bert", "tensor x fsdp", 4, (FULL,)),
+    ("gpt2", "tensor", 2, (SELECTIVE,)),
     ("bert", "tensor", 2, (FULL, "strategy.sequence_parallel=true")),
     ("llama", "pipeline", 2, (FULL, "model.num_layers=4", "strategy.schedule=interleaved_1f1b")),
     ("llama", "fsdp", 2, (FULL, "train.activation_checkpointing_every=2", "precision=bf16")),

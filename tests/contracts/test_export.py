@@ -70,8 +70,9 @@ def test_stock_transformers_loads_an_export_with_the_logits_of_the_run(runs, fam
     single, *_ = run_ranks(live_model, 1, last_wins([*arguments, "+strategy=single"]), checkpoint, IDS)
     sharded = run_ranks(live_model, 2, arguments, checkpoint, IDS)
     sharded += run_ranks(live_model, 2, last_wins([*arguments, "+strategy=zero3", SPREAD]), checkpoint, IDS)
-    if family == "llama_tiny":
-        sharded += run_ranks(live_model, 2, last_wins([*arguments, "+strategy=tensor"]), checkpoint, IDS)
+    sharded += run_ranks(live_model, 2, last_wins([*arguments, "+strategy=tensor"]), checkpoint, IDS)
+    if family == "gpt2_tiny":  # whose matrices a pipeline that splits tensors puts together in another order than they lie
+        sharded += run_ranks(live_model, 4, last_wins([*arguments, *layout("3d")]), checkpoint, IDS)
     sharded += run_ranks(live_model, 2, last_wins([*arguments, *layout("pipeline")]), checkpoint, IDS)
     assert torch.equal(torch.from_numpy(single[0]), exported), "bitwise on one rank"
     for logits, texts in sharded:

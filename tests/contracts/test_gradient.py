@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tests.contracts.tasks import NAMES, NOT_SPLIT, SPREAD, TEXT, data_ranks, layout
+from tests.contracts.tasks import NAMES, SPREAD, TEXT, data_ranks, layout
 from trainer.testing import assert_same_curve, train_curve
 
 LAYOUTS = [("single", 1), *(("ddp", n) for n in (1, 2, 3, 4)), *(("fsdp", n) for n in (1, 2, 3, 4)), ("hsdp", 4)]
@@ -33,6 +33,7 @@ REPRESENTATIVES = {
     ("t5", "zero3", 2, 2),
     ("llama", "tensor", 2, 4),
     ("bert", "tensor x fsdp", 4, 2),
+    ("gpt2", "tensor", 2, 2),
     ("llama", "pipeline", 2, 4),
     ("t5", "pipeline", 2, 2),
     ("gpt2 classes", "pipeline x ddp", 4, 2),
@@ -50,8 +51,7 @@ def micro_batch(ranks: int, accumulation: int, global_batch: int = 16) -> int:
 
 def matrix():
     for family in NAMES:
-        layouts = [*LAYOUTS, *(ZERO if family in KINDS else []), *(TENSOR if family not in NOT_SPLIT else [])]
-        layouts += [place for place in PIPELINE if place[0] != "3d" or family not in NOT_SPLIT]
+        layouts = [*LAYOUTS, *(ZERO if family in KINDS else []), *TENSOR, *PIPELINE]
         cells = [
             (family, *place, accumulation)
             for place in layouts
@@ -126,12 +126,7 @@ IN_BF16 = [
 
 @pytest.mark.parametrize(
     ("family", "strategy", "ranks"),
-    [
-        pytest.param(family, *cell, marks=() if (family, *cell) in QUICK_BF16 else pytest.mark.slow)
-        for family in NAMES
-        for cell in IN_BF16
-        if (cell not in TENSOR and cell[0] != "3d") or family not in NOT_SPLIT
-    ],
+    [pytest.param(family, *cell, marks=() if (family, *cell) in QUICK_BF16 else pytest.mark.slow) for family in NAMES for cell in IN_BF16],
 )
 def test_bf16_stays_near_one_rank(task, tmp_path, one_rank, family, strategy, ranks):
     arguments = [*task(family), "precision=bf16", *layout(strategy), "train.micro_batch=2"]

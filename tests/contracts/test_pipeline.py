@@ -45,6 +45,7 @@ CELLS = {
     ("llama", 4, "zbv, copies, bf16"): [FOUR, "precision=bf16", "strategy.schedule=zbv", "strategy.pipeline=2"],
     ("gpt2", 2, "zero bubble, bf16"): [FOUR, "precision=bf16", "strategy.schedule=interleaved_zero_bubble"],
     ("bart spans", 4, "tensors too"): ["strategy=3d", "strategy.schedule=interleaved_1f1b"],
+    ("gpt2", 4, "tensors too"): ["strategy=3d", "strategy.schedule=zbv", FOUR],
     ("llama", 2, "zbv, one micro-batch"): [FOUR, "strategy.schedule=zbv", "train.micro_batch=16"],
     ("llama", 8, "2 x 2 x 2"): ["strategy=3d", FOUR],
 }

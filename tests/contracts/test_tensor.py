@@ -8,6 +8,7 @@ import torch
 from transformers import BartConfig, BartForConditionalGeneration
 
 from tests.contracts.engines import build_engine, micro_batches, whole
+from tests.contracts.tasks import write_bert
 from trainer.distributed.degrees import Degrees
 from trainer.model.families import BART, GPT2, Family
 from trainer.model.names import named_owners
@@ -18,6 +19,7 @@ from trainer.testing import assert_same_curve, last_wins, run_ranks, train_curve
 TENSOR, SPLIT = "strategy=tensor", "strategy.sequence_parallel=true"
 DROPS = {
     "llama": ["model.attention_dropout=0.1"],
+    "gpt2": ["model.dropout=0.1", "model.attention=eager"],
     "bert": ["model.dropout=0.1", "model.attention=eager"],  # eager: its masks of attention can be seen
     "t5": ["model.dropout=0.1", "model.attention=eager"],
     "bart": ["model.dropout=0.1", "model.attention_dropout=0.1", "model.attention=eager"],
@@ -58,7 +60,7 @@ def step_of(arguments):
     seen, widths, hidden = [], [], []
     model = engine._parts.model
     blocks = list(model.get_submodule(job.skeleton.family.blocks[-1]).children())
-    norm = next(module for name, module in blocks[-1].named_modules() if "norm" in name.lower())
+    norm = next(module for module in blocks[-1].modules() if "Norm" in type(module).__name__)
     norm.register_forward_hook(lambda module, inputs, output: widths.append(output.shape[1]))
     last = lambda output: output[0] if isinstance(output, tuple) else output  # noqa: E731
     blocks[-1].register_forward_hook(lambda module, inputs, output: hidden.append(last(output).detach().clone()))
@@ -73,9 +75,12 @@ def is_residual(shape, hidden_size=32):
     return len(shape) == 3 and shape[-1] == hidden_size
 
 
-@pytest.mark.parametrize("family", [name if name == "bert" else pytest.param(name, marks=pytest.mark.slow) for name in DROPS])
-def test_ranks_drop_the_same_of_what_is_whole_and_something_else_of_their_heads(task, tmp_path, family):
-    arguments = [*task(family), *DROPS[family], TENSOR, "train.micro_batch=8", f"run.dir={tmp_path}"]
+@pytest.mark.parametrize(
+    "family", [name if name == "bert" else pytest.param(name, marks=pytest.mark.slow) for name in (*DROPS, "two berts")]
+)
+def test_ranks_drop_the_same_of_what_is_whole_and_something_else_of_their_heads(task, tiny, tmp_path, family):
+    drops = DROPS.get(family) or [f"model.encoder={write_bert([*tiny, 'model.dropout=0.1'], tmp_path / 'bert')}", "model.attention=eager"]
+    arguments = [*task(family), *drops, TENSOR, "train.micro_batch=8", f"run.dir={tmp_path}"]
     (first, _, one), (second, _, other) = run_ranks(step_of, 2, last_wins(arguments))
     assert [shape for shape, _ in first] == [shape for shape, _ in second]
     assert one == other, "what ranks have whole has the same bits"
@@ -88,7 +93,7 @@ def test_ranks_drop_the_same_of_what_is_whole_and_something_else_of_their_heads(
     assert len(set(masks)) == len(masks), "each layer and micro-batch has a mask of its own"
 
 
-@pytest.mark.parametrize("family", [pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "bart")])
+@pytest.mark.parametrize("family", [pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "bert", "bart")])
 def test_ranks_drop_something_else_of_their_slots(task, tmp_path, family):
     arguments = [*task(family), *DROPS[family], TENSOR, SPLIT, "train.micro_batch=8", f"run.dir={tmp_path}"]
     (first, _, one), (second, _, other) = run_ranks(step_of, 2, last_wins(arguments))
@@ -101,7 +106,8 @@ def test_ranks_drop_something_else_of_their_slots(task, tmp_path, family):
 
 
 @pytest.mark.parametrize(
-    ("family", "more"), [("bert", [TENSOR]), *(pytest.param(name, [TENSOR, SPLIT], marks=pytest.mark.slow) for name in ("llama", "t5"))]
+    ("family", "more"),
+    [("bert", [TENSOR]), *(pytest.param(name, [TENSOR, SPLIT], marks=pytest.mark.slow) for name in ("llama", "gpt2", "t5"))],
 )
 def test_a_resumed_run_drops_what_an_uninterrupted_one_does(task, tmp_path, family, more):
     arguments = [*task(family), *DROPS[family], *more, "train.micro_batch=8", "train.steps=6"]
@@ -112,7 +118,7 @@ def test_a_resumed_run_drops_what_an_uninterrupted_one_does(task, tmp_path, fami
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[TENSOR], [TENSOR, SPLIT]])
-@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
 def test_the_mean_loss_over_seeds_is_that_of_one_rank(task, tmp_path, family, more):
     drops = [item.replace("0.1", "0.3") for item in DROPS[family]]
 
@@ -135,6 +141,10 @@ CELLS = {
     ("llama", 2, "31 slots"): [TENSOR, "data.sequence_length=31"],
     ("llama", 4, "33 slots"): [TENSOR, "data.sequence_length=33"],
     ("llama classes", 2): [TENSOR],
+    ("gpt2", 2): [TENSOR],
+    ("gpt2", 4, "fsdp"): ["strategy=fsdp", "strategy.tensor=2"],
+    ("gpt2", 2, "31 slots"): [TENSOR, "data.sequence_length=31"],
+    ("gpt2 classes", 4): [TENSOR, "strategy.tensor=2"],
     ("bert", 2): [TENSOR],
     ("roberta", 2): [TENSOR],
     ("bert tags", 4): ["strategy=fsdp", "strategy.tensor=2"],
@@ -142,6 +152,8 @@ CELLS = {
     ("t5 spans", 4): ["strategy=fsdp", "strategy.tensor=2"],
     ("bart", 2): [TENSOR],
     ("bart spans", 4): [TENSOR],
+    ("two berts", 2): [TENSOR],
+    ("two berts", 4, "fsdp"): ["strategy=fsdp", "strategy.tensor=2"],
 }
 
 
@@ -161,11 +173,15 @@ def gradients(arguments):
     engine.forward_backward(
         1, batches, {key: torch.tensor(float(sum(batch.counts[key] for batch in batches))) for key in batches[0].counts}
     )
-    return {name: whole(parameter.grad).numpy() for name, parameter in named_owners(engine._parts.model)}
+    fused = engine._parts.fused
+    found = {name: parameter.grad for name, parameter in named_owners(engine._parts.model)}
+    return {name: whole(fused[name].neutral(grad) if name in fused else grad).numpy() for name, grad in found.items()}
 
 
 @pytest.mark.parametrize("more", [[TENSOR], [TENSOR, SPLIT]], ids=["whole", "split"])
-@pytest.mark.parametrize("family", [name if name == "bert" else pytest.param(name, marks=pytest.mark.slow) for name in DROPS])
+@pytest.mark.parametrize(
+    "family", [name if name == "bert" else pytest.param(name, marks=pytest.mark.slow) for name in (*DROPS, "two berts")]
+)
 def test_each_gradient_is_that_of_one_rank(task, tmp_path, family, more):
     one = run_ranks(gradients, 1, last_wins([*task(family), f"run.dir={tmp_path / 'one'}"]))[0]
     for rank in run_ranks(gradients, 2, last_wins([*task(family), *more, f"run.dir={tmp_path / 'two'}"])):
@@ -189,7 +205,7 @@ def evaluated(arguments):
     job, engine = build_engine(arguments)
     model, widths = engine._parts.model, []
     block = next(iter(model.get_submodule(job.skeleton.family.blocks[0]).children()))
-    norm = next(module for name, module in block.named_modules() if "norm" in name.lower())
+    norm = next(module for module in block.modules() if "Norm" in type(module).__name__)
     norm.register_forward_hook(lambda module, inputs, output: widths.append(output.shape[1]))
     batches = micro_batches(job, engine, 1)
     counts = {key: torch.tensor(float(sum(batch.counts[key] for batch in batches))) for key in batches[0].counts}
@@ -203,7 +219,7 @@ def evaluated(arguments):
     return trained, judged, list(widths), nll, written.tolist()
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("t5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "t5", "two berts"))])
 def test_evaluation_and_generation_are_unsplit(task, tmp_path, family):
     length = 33
     arguments = [*task(family), "train.micro_batch=16", "data.packing=false", f"data.sequence_length={length}"]

@@ -52,7 +52,7 @@ def weights_of_one_rank(tiny):
     [
         pytest.param(family, *layout, marks=() if (family, *layout) in REPRESENTATIVES else pytest.mark.slow)
         for family in FAMILIES
-        for layout in [*LAYOUTS[1:], *(TENSOR if family == "llama_tiny" else [])]
+        for layout in [*LAYOUTS[1:], *TENSOR]
     ],
 )
 def test_one_seed_gives_one_model(tiny, weights_of_one_rank, family, strategy, ranks):
@@ -151,14 +151,14 @@ def test_a_sharded_rank_never_holds_the_whole_model(tiny, tmp_path, family, sour
 
 @pytest.mark.parametrize(
     ("family", "strategy", "ranks"),
-    [("llama_tiny", "fsdp", 3), *(pytest.param("gpt2_tiny", *layout, marks=pytest.mark.slow) for layout in LAYOUTS)],
+    [("llama_tiny", "fsdp", 3), *(pytest.param("gpt2_tiny", *layout, marks=pytest.mark.slow) for layout in [*LAYOUTS, *TENSOR])],
 )
 def test_pretrained_weights_arrive_as_they_are(tiny, tmp_path, family, strategy, ranks):
     shape = [*tiny, f"model={family}", *(["model.intermediate_size=97"] if family == "llama_tiny" else [])]
     run_ranks(write_stock, 1, last_wins(shape), tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     expected = {name: digest(tensor.detach()) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    for seen in run_ranks(first_values, ranks, [*pretrained(last_wins(tiny), tmp_path / "model"), f"+strategy={strategy}"]):
+    for seen in run_ranks(first_values, ranks, [*pretrained(last_wins(tiny), tmp_path / "model"), *overrides(strategy)]):
         assert seen == expected
 
 
