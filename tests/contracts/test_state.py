@@ -83,7 +83,6 @@ QUICK = {
     ("llama", "tensor", "fsdp"),
     ("llama", "fsdp", "pipeline"),
     ("gpt2", "pipeline x fsdp", "ddp"),
-    ("gpt2", "tensor", "zero3"),
 }
 MOVES = [("llama", *pair) for pair in permutations(STRATEGIES, 2)] + [(name, "fsdp", "ddp") for name in NAMES if name != "llama"]
 MOVES += [(name, *pair) for name in NAMES if name != "llama" for pair in (("fsdp", "tensor"), ("tensor x fsdp", "ddp"))]
