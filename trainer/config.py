@@ -16,7 +16,7 @@ from trainer.errors import Refused
 from trainer.model.config import Model
 from trainer.model.decoders import Gpt2, Llama
 from trainer.model.encoders import Bert, Roberta
-from trainer.model.pretrained import EncoderDecoder, Packaged, Pretrained
+from trainer.model.pretrained import EncoderDecoder, FromConfig, Packaged, Pretrained
 from trainer.model.seq2seq import T5, Bart
 from trainer.objective.causal_lm import CausalLM
 from trainer.objective.classification import Classification
@@ -161,6 +161,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "t5": T5,
         "bart": Bart,
         "pretrained": Pretrained,
+        "from_config": FromConfig,
         "packaged": Packaged,
         "encoder_decoder": EncoderDecoder,
     },
@@ -295,7 +296,7 @@ def contradictions(config: Config, world_size: int | None) -> Iterator[str]:
     for check in CHECKS:
         yield from check(config)
     objective, family = builtin_name("objective", config.objective), builtin_name("model", config.model)
-    family = None if family in ("pretrained", "packaged") else family
+    family = None if family in ("pretrained", "from_config", "packaged") else family
     yield from config.strategy.check(world_size, config.precision.compute, objective, family)
 
 

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralC
 from trainer.data.rows import PackedRows
 from trainer.data.samples import SampleSet
 from trainer.engine.loop import Loop
-from trainer.model.families import FAMILIES, family_of
+from trainer.model.families import FAMILIES
 from trainer.model.head import Scorer, swap_head
+from trainer.model.lookup import family_of
 from trainer.objective.causal_lm import IGNORE, CausalLM
 from trainer.types import Batch, Context, Term, Vocabulary, Window
 

@@ -225,13 +225,3 @@ FAMILIES = {
     "encoder-decoder": ENCODER_DECODER,
 }
 """Family by the ``model_type`` of a transformers config."""
-
-
-def family_of(model_type: str) -> Family:
-    """The family of a ``model_type``; raises ``Refused`` for one that nobody has described yet."""
-    if model_type not in FAMILIES:
-        raise Refused(
-            f"model: transformers model type '{model_type}' is not supported; supported are {', '.join(sorted(FAMILIES))}. "
-            "A new one needs a row in trainer/model/families.py."
-        )
-    return FAMILIES[model_type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.model.lookup import planned_problems
 from trainer.model.skeleton import Skeleton
 from trainer.types import Needs, Vocabulary
 
@@ -20,7 +21,8 @@ def model_problems(
     """
     config, longest = skeleton.model.config, skeleton.family.longest(skeleton.model.config)
     asked = {"data.sequence_length": sequence_length, "data.target_length": target_length if "target" in needs.fields else None}
-    problems = [
+    problems = planned_problems(skeleton)
+    problems += [
         f"{key}={length} is longer than the {longest} positions of the model: lower it to {longest}."
         for key, length in asked.items()
         if longest is not None and length is not None and length > longest

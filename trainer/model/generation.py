@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import Refused
-from trainer.model.families import family_of
+from trainer.model.lookup import family_of
 
 if TYPE_CHECKING:
     import torch

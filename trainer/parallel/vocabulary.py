@@ -34,7 +34,12 @@ class ShardedEmbedding(nn.Embedding):
             found = torch.where((ids == self.padding_idx)[..., None], found.detach(), found)
         mesh = self.weight.device_mesh  # type: ignore[attr-defined]
         summed = DTensor.from_local(found * here[..., None], mesh, [Partial()], run_check=False).redistribute(placements=[Replicate()])
-        return summed.to_local() * getattr(self, "embed_scale", 1.0)
+        return summed.to_local()
+
+
+def sharded(kind: type[nn.Embedding]) -> type[nn.Embedding]:
+    """The form of a class of embeddings that looks words up in split rows; what the class does with them beside (BART and Gemma scale) stays."""
+    return ShardedEmbedding if kind is nn.Embedding else type(f"Sharded{kind.__name__}", (kind, ShardedEmbedding), {})
 
 
 class ShardedHead(DenseHead):

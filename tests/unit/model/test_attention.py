@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralC
 from tests.unit.objective.corpora import LENGTHS, VOCABULARY, packed, padded, take
 from tests.unit.objective.pairs import MODELS, SEQ2SEQ, Pair, model_of, pieces
 from trainer.model.attention import attending, attends_fully, drop_plain
-from trainer.model.families import family_of
 from trainer.model.head import Scorer, swap_head
+from trainer.model.lookup import family_of
 from trainer.objective.causal_lm import CausalLM
 from trainer.objective.classification import Classification
 from trainer.objective.masked_lm import MaskedLM

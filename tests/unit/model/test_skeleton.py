@@ -13,7 +13,8 @@ from tests.unit.objective.corpora import VOCABULARY, packed, padded, take
 from tests.unit.objective.pairs import MODELS, SHAPE, WIDE, Pair, model_of
 from trainer.errors import Refused
 from trainer.model.encoders import Bert
-from trainer.model.families import FAMILIES, family_of
+from trainer.model.families import FAMILIES
+from trainer.model.lookup import family_of
 from trainer.model.pretrained import EncoderDecoder, Pretrained
 from trainer.model.skeleton import CLASSES, build_skeleton, task_of
 from trainer.objective.causal_lm import CausalLM

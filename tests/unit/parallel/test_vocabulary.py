@@ -101,17 +101,18 @@ def test_of_equally_likely_words_the_first_counts_as_argmax_has_it():
 
 def embedding_and_whole(padding, scale):
     """On a rank: what the split embedding and a whole one make of the same ids, and the gradients of both."""
-    from trainer.parallel.vocabulary import ShardedEmbedding
+    from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
+
+    from trainer.parallel.vocabulary import sharded
 
     mesh = mesh_of_all()
     torch.manual_seed(0)
     whole = torch.nn.Embedding(WORDS, HIDDEN, padding_idx=padding)
-    mine = torch.nn.Embedding.from_pretrained(whole.weight.detach().clone(), freeze=False, padding_idx=padding)
-    if scale != 1:
-        mine.embed_scale = scale  # as BART's embedding has it
+    mine = torch.nn.Embedding(WORDS, HIDDEN, padding) if scale == 1 else BartScaledWordEmbedding(WORDS, HIDDEN, padding, scale)
+    mine.weight.data.copy_(whole.weight)
     ids = torch.tensor([[0, 3, 4, 6], [3, 1, 1, 5]])
     slopes = torch.randn(2, 4, HIDDEN)
-    ours, theirs = split(mine, ShardedEmbedding, mesh)(ids), whole(ids) * scale
+    ours, theirs = split(mine, sharded(type(mine)), mesh)(ids), whole(ids) * scale
     (ours * slopes).sum().backward()
     (theirs * slopes).sum().backward()
     return compared((ours, theirs), (mine.weight.grad.full_tensor(), whole.weight.grad))
