@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,22 +37,23 @@ class Writer:
     max_new_tokens: int
     num_beams: int = 1
 
-    def write(self, engine: Engine, batch: Batch) -> Tensor:
-        """Ids (B, max_new_tokens + 1) that the model writes for a micro-batch, filled up behind the end; on the CPU."""
-        source, lengths = batch.inputs["input_ids"], batch.inputs["lengths"]
-        mask = torch.arange(source.shape[1]) < lengths[:, None]
+    def write(self, engine: Engine, batches: Iterable[Batch]) -> Iterator[Tensor]:
+        """Yields, for each micro-batch, ids (B, max_new_tokens + 1) that the model writes, filled up behind the end; on the CPU."""
         with engine.inference() as (model, arguments):
-            written = model.generate(
-                source.to(engine.device),
-                attention_mask=mask.long().to(engine.device),
-                max_new_tokens=self.max_new_tokens,
-                num_beams=self.num_beams,
-                do_sample=False,
-                **arguments,
-            ).cpu()
-        full = torch.full((len(source), self.max_new_tokens + 1), self._fill)
-        full[:, : written.shape[1]] = written
-        return full
+            for batch in batches:
+                source, lengths = batch.inputs["input_ids"], batch.inputs["lengths"]
+                mask = torch.arange(source.shape[1]) < lengths[:, None]
+                written = model.generate(
+                    source.to(engine.device),
+                    attention_mask=mask.long().to(engine.device),
+                    max_new_tokens=self.max_new_tokens,
+                    num_beams=self.num_beams,
+                    do_sample=False,
+                    **arguments,
+                ).cpu()
+                full = torch.full((len(source), self.max_new_tokens + 1), self._fill)
+                full[:, : written.shape[1]] = written
+                yield full
 
     def read(self, ids: Tensor) -> tuple[str, ...]:
         """The texts of ids (n, T), special tokens left out; -100 counts as one."""
@@ -109,7 +110,7 @@ class Evaluator:
         return replace(whole, metrics=whole.metrics | named)
 
     def _pass_over(self, batches: Callable[[], Iterable[Batch]]) -> _Totals:
-        totals, to_write = _Totals(), self._writer.num_samples if self._writer else 0
+        totals, to_write = _Totals(), list[Batch]()
         for batch in batches():
             terms, scores = self._engine.score(batch)
             totals.add(terms, batch.counts)
@@ -117,11 +118,13 @@ class Evaluator:
                 totals.keep("logits", self._gathered(scores.logits.float()))
                 totals.keep("labels", self._gathered(batch.labels))
                 totals.keep("ids", self._gathered(batch.ids))
-            if self._writer and to_write > 0:
-                totals.keep("written", self._gathered(self._writer.write(self._engine, batch)))
+            if self._writer and sum(len(one.labels) for one in to_write) * self._engine.data_size < self._writer.num_samples:
+                to_write.append(batch)
+        if self._writer and to_write:  # all at once: a model that lies in stages is put together for it
+            for batch, written in zip(to_write, self._writer.write(self._engine, to_write), strict=True):
+                totals.keep("written", self._gathered(written))
                 totals.keep("labels", self._gathered(batch.labels))
                 totals.keep("ids", self._gathered(batch.ids))
-                to_write -= len(batch.labels) * self._engine.data_size
         return totals
 
     def _gathered(self, values: Tensor | None) -> Tensor:

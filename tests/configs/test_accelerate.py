@@ -53,6 +53,11 @@ CASES = [
     ),
     (
         "FSDP",
+        {"fsdp_config": {"fsdp_version": 2, "fsdp_activation_checkpointing": True}},
+        ["strategy=fsdp", "train.activation_checkpointing=full", "precision=fp32"],
+    ),
+    (
+        "FSDP",
         {"mixed_precision": "bf16", "fsdp_config": {"fsdp_version": 2}, "parallelism_config": HSDP},
         ["strategy=hsdp", "strategy.replicate=2", "strategy.shard=4", "precision=bf16"],
     ),

@@ -50,7 +50,7 @@ def inside(arguments, checkpoint):
         logits = model(**told, use_cache=False).logits.numpy()
     if job.skeleton.task == "seq2seq":
         writer = Writer(AutoTokenizer.from_pretrained(job.corpus.tokenizer_folder), 4, 12, num_beams=3)
-        written = writer.read(engine.gather_over_data(writer.write(engine, batch))[:16])
+        written = writer.read(engine.gather_over_data(*writer.write(engine, [batch]))[:16])
     return {name: tensor.numpy() for name, tensor in told.items()}, logits, written
 
 

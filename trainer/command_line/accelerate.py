@@ -131,9 +131,10 @@ def _fsdp(environ: Mapping[str, str], told: Told, sizes: dict[str, int]) -> None
     if version != "2":
         why = "means FSDP1, which accelerate takes where nothing is said, and which is not available"
         told.problems.append(_refusal(f"fsdp_version: {version}", why, "set fsdp_version: 2 under fsdp_config"))
-    for name in ("activation_checkpointing", "activation_checkpointing_offload"):
-        if _true(environ, f"FSDP_{name.upper()}"):
-            told.problems.append(_refusal(f"fsdp_{name}: true", "is not available", "set it to false"))
+    if _true(environ, "FSDP_ACTIVATION_CHECKPOINTING"):
+        told.claims.append(Claim("train.activation_checkpointing", "full", "fsdp_activation_checkpointing: true"))
+    if _true(environ, "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD"):
+        told.problems.append(_refusal("fsdp_activation_checkpointing_offload: true", "is not available", "set it to false"))
     if modules := environ.get("FSDP_IGNORED_MODULES"):
         told.problems.append(_refusal(f"fsdp_ignored_modules: {modules}", "is not available", "leave it out"))
     replicate, shard = sizes.get("dp_replicate", 1), sizes.get("dp_shard", 1)
