@@ -24,6 +24,7 @@ from trainer.objective.masked_lm import MaskedLM
 from trainer.objective.seq2seq import Seq2Seq
 from trainer.objective.span_corruption import SpanCorruption
 from trainer.optimizer.config import AdamW
+from trainer.parallel.stages import SPLIT
 from trainer.precision.config import Precision
 from trainer.schema import grow, leaf_problems, leaves, setting
 from trainer.strategy.native import NativeStrategy
@@ -313,7 +314,12 @@ def _schedule_fits(config: Config) -> Iterator[str]:
 
 
 def _recompute_fits(config: Config) -> Iterator[str]:
-    every = config.train.activation_checkpointing_every
+    every, schedule = config.train.activation_checkpointing_every, getattr(config.strategy, "schedule", None)
+    if config.train.activation_checkpointing == "selective" and schedule in SPLIT:
+        yield (
+            f"train.activation_checkpointing=selective keeps what it chose for one backward, and strategy.schedule={schedule} goes back "
+            "through a block twice: use full, or another schedule."
+        )
     if every > 1 and config.train.activation_checkpointing is None:
         yield f"train.activation_checkpointing_every={every} has no effect without train.activation_checkpointing: add =full, or leave it out."
 

@@ -5,6 +5,7 @@ import torch
 
 from tests.contracts.engines import build_engine, micro_batches
 from tests.contracts.tasks import SPREAD, layout
+from trainer.parallel.stages import SPLIT
 from trainer.testing import last_wins, run_ranks, train_curve
 
 FULL, SELECTIVE = "train.activation_checkpointing=full", "train.activation_checkpointing=selective"
@@ -19,6 +20,8 @@ CELLS = [
     ("gpt2", "tensor", 2, (SELECTIVE,)),
     ("bert", "tensor", 2, (FULL, "strategy.sequence_parallel=true")),
     ("llama", "pipeline", 2, (FULL, "model.num_layers=4", "strategy.schedule=interleaved_1f1b")),
+    *(("llama", "pipeline", 2, (FULL, "model.num_layers=4", f"strategy.schedule={name}")) for name in SPLIT),
+    ("llama", "pipeline x fsdp", 4, (FULL, "model.num_layers=4", "strategy.schedule=zbv", "precision=bf16")),
     ("llama", "fsdp", 2, (FULL, "train.activation_checkpointing_every=2", "precision=bf16")),
 ]
 QUICK = [CELLS[4], ("llama", "fsdp", 2, (SELECTIVE,)), ("t5", "zero3", 2, (FULL,)), ("t5", "pipeline", 2, (FULL,))]
