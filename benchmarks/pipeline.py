@@ -4,7 +4,7 @@
 
 Four gloo ranks train a small Llama of 8 blocks under each schedule, 8 micro-batches a step. Its arithmetic takes next to no time; each stage
 sleeps instead, so that the machine's cores do not matter: as long for the gradients of hidden states, and again for those of weights, as in
-the forward. With two stages on a rank each sleeps half as long. A rank is busy while it is in a stage; the rest of a step is the bubble.
+the forward. With two stages on a rank each sleeps half as long. The bubble is the one that a run writes into metrics.jsonl.
 
 Prints the numbers and writes benchmarks/results/pipeline.json. Needs no GPU.
 """
@@ -65,28 +65,13 @@ def sleepers(seconds: float) -> tuple[Any, Any]:
 
 
 def measure(arguments: list[str], seconds: float, rounds: int) -> list[tuple[float, float]]:
-    """On a rank: the seconds that each step took, and those of them in which it was in a stage."""
+    """On a rank: the seconds that each step took, and the bubble in it."""
     import torch
     from torch import nn
-    from torch.distributed.pipelining import PipelineStage
 
     from tests.contracts.engines import build_engine, micro_batches
 
     input_takes, weight_takes = sleepers(seconds)
-    busy = [0.0]
-
-    def timed(method: Any) -> Any:
-        def call(*given: Any, **named: Any) -> Any:
-            begun = time.perf_counter()
-            try:
-                return method(*given, **named)
-            finally:
-                busy[0] += time.perf_counter() - begun
-
-        return call
-
-    for name in ("forward_one_chunk", "backward_one_chunk", "backward_weight_one_chunk"):
-        setattr(PipelineStage, name, timed(getattr(PipelineStage, name)))
     job, engine = build_engine(arguments)
     for stage in engine._parts.pipeline.stages:
         weight = nn.Parameter(torch.zeros(1))
@@ -99,9 +84,9 @@ def measure(arguments: list[str], seconds: float, rounds: int) -> list[tuple[flo
         batches = micro_batches(job, engine, step)
         counts = {key: torch.tensor(float(sum(batch.counts[key] for batch in batches))) for key in batches[0].counts}
         torch.distributed.barrier()
-        busy[0], begun = 0.0, time.perf_counter()
+        begun = time.perf_counter()
         engine._loop.run(step, batches, counts)
-        found.append((time.perf_counter() - begun, busy[0]))
+        found.append((time.perf_counter() - begun, engine.bubble()))
     return found[1:]  # the first step makes connections
 
 
@@ -114,7 +99,7 @@ def row(schedule: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     more = ["strategy=pipeline", f"strategy.schedule={schedule}", f"model.num_layers={BLOCKS}"]
     batch = [f"train.global_batch={MICRO_BATCHES}", "train.micro_batch=1", "run.device=cpu"]
     ranks = run_ranks(measure, RANKS, last_wins([*overrides(folder), *more, *batch]), options.forward / per_rank, options.rounds)
-    shares = [1 - sum(busy for _, busy in steps) / len(steps) / max(elapsed for elapsed, _ in steps) for steps in zip(*ranks, strict=True)]
+    shares = [share for _, share in ranks[0]]
     expected = bubble(schedule, RANKS, per_rank, MICRO_BATCHES)
     return {
         "stages_per_rank": per_rank,

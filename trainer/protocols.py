@@ -131,6 +131,13 @@ class Engine(Protocol):
         """Clips and applies the accumulated gradient unless its norm is not finite; clears it either way."""
         ...
 
+    def bubble(self) -> float | None:
+        """The share of the steps since the last call in which ranks of a pipeline waited for one another; None without a pipeline.
+
+        Asked at log intervals only, where the device has been read.
+        """
+        ...
+
     def score(self, batch: Batch) -> tuple[LossTerms, Scores]:
         """This rank's terms of one micro-batch and what they were made of, without gradients and with dropout off."""
         ...

@@ -202,7 +202,7 @@ class Trainer:
         losses, counted, norms, applied = _columns([values for _, _, values in self._pending])
         seconds = time.perf_counter() - self._interval_began
         targets = int(sum(counted))
-        peak_memory = _peak_memory(self._pending[-1][2].stats.grad_norm.device)
+        peak_memory, bubble = _peak_memory(self._pending[-1][2].stats.grad_norm.device), self._engine.bubble()
         records = [
             StepRecord(
                 step=step,
@@ -214,6 +214,7 @@ class Trainer:
                 tokens_per_second=targets / max(seconds, 1e-9),
                 peak_memory_bytes=peak_memory,
                 applied=bool(was_applied),
+                bubble=bubble,
             )
             for (step, ids, _), loss, num_targets, norm, was_applied in zip(self._pending, losses, counted, norms, applied, strict=True)
         ]

@@ -285,6 +285,9 @@ class StepRecord:
         tokens_per_second: targets per wall-clock second since the last log interval.
         peak_memory_bytes: most memory this rank has held: allocated on CUDA, resident on CPU.
         applied: False where the update was not finite and was left out.
+        bubble: 1 - (work / elapsed) of the pipeline that rank 0 is in, since the last log interval or in its last 32 steps: ``work`` is what
+            its ranks spend in their stages, on average, and ``elapsed`` what the longest of them spends between a schedule's beginning and
+            end; None without a pipeline.
     """
 
     step: int
@@ -296,6 +299,7 @@ class StepRecord:
     tokens_per_second: float
     peak_memory_bytes: int
     applied: bool
+    bubble: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,21 @@
 """Pipelines where the contract Gradient does not reach: schedules, deeper cuts, what each rank keeps, and what is held more than once."""
 
 import hashlib
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed.pipelining import PipelineStage
 
 from tests.contracts.engines import build_engine, build_job, micro_batches, whole
 from tests.contracts.test_tensor import DROPS
 from trainer.distributed.sharding import local_part
 from trainer.errors import Refused
 from trainer.parallel.cutting import costs, crossing, pipeline_problems, places
+from trainer.parallel.stages import bubble
 from trainer.strategy.native import NativeStrategy
-from trainer.testing import assert_same_curve, last_wins, run_ranks, train_curve
+from trainer.testing import assert_same_curve, last_wins, read_curve, run_ranks, train_curve, train_here
 
 PIPELINE, FOUR = "strategy=pipeline", "model.num_layers=4"
 LOOPED = ("interleaved_1f1b", "interleaved_zero_bubble", "zbv")
@@ -153,6 +156,39 @@ def lengths(arguments):
     assert crossing(places(skeleton.model, skeleton.family), 2) == ("input_ids",)
     assert len(costs(skeleton.model, places(skeleton.model, skeleton.family))) == 4
     return [len(stages.blocks(stage)) for stage in (0, 1)]
+
+
+def train_slowly(arguments):
+    """On a rank: a run whose stages sleep much longer than they compute, as long backward as forward."""
+
+    def slow(method):
+        def call(*given, **named):
+            time.sleep(0.1)
+            return method(*given, **named)
+
+        return call
+
+    for name in ("forward_one_chunk", "backward_one_chunk"):
+        setattr(PipelineStage, name, slow(getattr(PipelineStage, name)))
+    return train_here(arguments)
+
+
+@pytest.mark.parametrize(("schedule", "micro_batches"), [("1f1b", 3), ("gpipe", 1)])
+def test_the_bubble_that_a_run_measures_is_the_formulas(tiny, tmp_path, schedule, micro_batches):
+    shape = [f"strategy.schedule={schedule}", f"train.micro_batch={-(-16 // micro_batches)}", "train.steps=6", "train.log_every=1"]
+    assert run_ranks(train_slowly, 2, last_wins([*tiny, PIPELINE, *shape, f"run.dir={tmp_path}"])) == [0, 0]
+    measured = [line["bubble"] for line in read_curve(tmp_path)]
+    expected = bubble(schedule, 2, 1, micro_batches)
+    assert min(measured) == pytest.approx(expected, abs=0.06), "what disturbs a step, a busy machine or new connections, makes it larger"
+
+
+def test_lines_of_metrics_have_a_bubble_in_a_pipeline_only(tiny, tmp_path):
+    few = ["train.steps=6", "train.log_every=3", "train.micro_batch=4"]
+    piped = train_curve([*tiny, PIPELINE, *few], tmp_path / "pipeline", 2)
+    first, second = (piped[number]["bubble"] for number in (0, 3))
+    assert [line["bubble"] for line in piped] == [first] * 3 + [second] * 3, "the mean of the steps between two logs"
+    assert 0 < first < 1 and 0 < second < 1
+    assert all(line["bubble"] is None for line in train_curve([*tiny, "strategy=ddp", *few], tmp_path / "ddp", 2))
 
 
 def test_a_family_without_a_cut_is_refused():

@@ -100,7 +100,8 @@ class PlainLines:
 
 
 def _speed(record: StepRecord, unit: str) -> str:
-    return f"{record.tokens_per_second:,.0f} {unit}/s"
+    waited = "" if record.bubble is None else f"  bubble {record.bubble:.0%}"
+    return f"{record.tokens_per_second:,.0f} {unit}/s{waited}"
 
 
 def _warn_of_skipped(console: Console, records: list[StepRecord]) -> None:

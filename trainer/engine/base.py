@@ -62,6 +62,10 @@ class BaseEngine:
             self._parts.gather_root()  # an encoder-decoder's ``generate`` calls the encoder past the root, which would gather its own
             yield self._parts.model, {"synced_gpus": self._in_step}
 
+    def bubble(self) -> float | None:
+        """The share of the steps since the last call in which ranks of a pipeline waited for one another; None without one."""
+        return self._loop.bubble()
+
     def dtypes(self) -> dict[str, str]:
         """The number type of each kind of tensor, observed during the first step; empty before it."""
         return dict(self._dtypes)

@@ -67,6 +67,9 @@ class Loop:
         sent = send(batch, self._device)
         return self._objective.loss(self._parts.scorer.scores(scorer(sent.inputs, sent.labels, sent.places)), sent)
 
+    def bubble(self) -> None:
+        """None: there is no pipeline."""
+
     def judged(self, batch: Batch) -> tuple[LossTerms, Scores]:
         """The objective's terms of one micro-batch, as evaluation wants them, and what they were made of."""
         sent = send(batch, self._device)

@@ -18,13 +18,14 @@ from torch.distributed.pipelining import (
 )
 
 from trainer.distributed.agreement import told_by
+from trainer.engine.clock import Clock
 from trainer.engine.loop import add, send
 from trainer.parallel import fsdp
 from trainer.parallel.cutting import widths
 from trainer.parallel.dropout import Draws
 from trainer.parallel.parallelize import Parallelized
 from trainer.parallel.pipeline import Stage
-from trainer.parallel.stages import LOOPED, SPLIT
+from trainer.parallel.stages import LOOPED
 from trainer.precision.dtypes import DTYPES
 from trainer.protocols import EngineJob
 from trainer.types import Batch, LossTerms, Scores, Term
@@ -42,13 +43,33 @@ _KEPT = 2
 """Schedules of so many shapes are kept: torch's cannot change theirs, and has buffers for the hidden states of all micro-batches of a step."""
 
 
-class SplitStage(PipelineStage):
-    """One whose gradients of weights come by themselves; FSDP would add those of several micro-batches up in bf16."""
+class TimedStage(PipelineStage):
+    """Torch's, which tells a clock when it is at work; what it receives has come by then."""
+
+    def __init__(self, clock: Clock, *given: Any, **named: Any):
+        super().__init__(*given, **named)
+        self._clock = clock
+
+    def forward_one_chunk(self, *given: Any, **named: Any) -> Any:
+        """A micro-batch forward."""
+        with self._clock.work():
+            return super().forward_one_chunk(*given, **named)
+
+    def backward_one_chunk(self, *given: Any, **named: Any) -> None:
+        """A micro-batch backward, or the gradients of its hidden states alone."""
+        with self._clock.work():
+            super().backward_one_chunk(*given, **named)
 
     def backward_weight_one_chunk(self, *given: Any, **named: Any) -> None:
-        """As torch's, and keeps what came in the type in which gradients are reduced."""
-        super().backward_weight_one_chunk(*given, **named)
-        fsdp.keep_gradients(self.submod)
+        """The gradients of weights, where they come by themselves: FSDP would add those of several micro-batches up in bf16."""
+        with self._clock.work():
+            super().backward_weight_one_chunk(*given, **named)
+            fsdp.keep_gradients(self.submod)
+
+    def perform_reduce_grad(self, *given: Any) -> None:
+        """Adds gradients up over the stage's shards and copies."""
+        with self._clock.work():
+            super().perform_reduce_grad(*given)
 
 
 class Schedule:
@@ -67,6 +88,7 @@ class Schedule:
         self._dtype = DTYPES[job.precision.compute]
         self._dropout = Draws(job.seed, data_rank, job.device, [stage.model for stage in self._stages])
         self._widths = widths(self._stages[0].model)
+        self._clock = Clock(job.device)
         self._kept: dict[tuple[Any, ...], Any] = {}
         self._described: list[list[Any]] | None = None
 
@@ -89,7 +111,8 @@ class Schedule:
         self._begin(batches, partial(self._dropout.at, step), loss)
         schedule, numbers = self._schedule(batches), torch.arange(len(batches), device=self._device)
         try:
-            schedule.step(numbers, target=numbers, return_outputs=False)
+            with self._clock.step():
+                schedule.step(numbers, target=numbers, return_outputs=False)
         except RuntimeError as error:
             if error.__cause__ is None:
                 raise
@@ -117,6 +140,17 @@ class Schedule:
         scores = self._shared(own.get(plan.count - 1))
         return self._objective.loss(scores, sent), scores
 
+    def bubble(self) -> float:
+        """The share of the last steps in which this pipeline's ranks waited for one another, on average; see trainer.types.StepRecord.
+
+        Collective in the pipeline, and waits for the device.
+        """
+        own = torch.tensor(self._clock.read(), dtype=torch.float64, device=self._device)
+        told = [torch.empty_like(own) for _ in range(self._pipeline.plan.ranks)]
+        dist.all_gather(told, own, group=self._pipeline.group)
+        work, elapsed = torch.stack(told).unbind(1)
+        return 1 - float(work.mean() / elapsed.max())  # the longest: a rank that is through early waits for the others' ends, too
+
     def _begin(self, batches: list[Batch], within: Any, loss: Any) -> None:
         """Lays micro-batches ready for the stages."""
         feed = self._pipeline.feed
@@ -143,8 +177,8 @@ class Schedule:
         """What torch calls a stage, told of all shapes: it would try them out, and cannot do without that for sharded models."""
         takes = torch.zeros(1, dtype=torch.int64) if stage.is_first else self._hidden(stage.takes, batch, "meta")
         gives = torch.zeros(()) if stage.is_last else self._hidden(stage.gives, batch, "meta")
-        kind = SplitStage if self._pipeline.plan.schedule in SPLIT else PipelineStage
-        return kind(stage, stage.index, self._pipeline.plan.count, self._device, takes, gives, group=self._pipeline.group)
+        count, group = self._pipeline.plan.count, self._pipeline.group
+        return TimedStage(self._clock, stage, stage.index, count, self._device, takes, gives, group=group)
 
     def _hidden(self, names: tuple[str, ...], batch: Batch, device: Any = None) -> tuple[Tensor, ...]:
         """Empty hidden states with the slots of the inputs ``names``."""

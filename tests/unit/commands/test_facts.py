@@ -140,5 +140,7 @@ def test_lines_tell_the_unit(capsys):
     record = StepRecord(1, 1.25, 0.5, 1e-3, 10, "0", 1234.0, 1, True)
     PlainLines(Console(), 10, "samples").on_log([record])
     PlainLines(Console(), 10).on_log([replace(record, step=10)])
-    first, second = capsys.readouterr().out.splitlines()
+    PlainLines(Console(), 10).on_log([replace(record, step=10, bubble=0.273)])
+    first, second, piped = capsys.readouterr().out.splitlines()
     assert first.endswith("  1,234 samples/s") and second.endswith("  1,234 tokens/s")
+    assert piped.endswith("  1,234 tokens/s  bubble 27%")
