@@ -34,9 +34,8 @@ from trainer.model.weights import FromSafetensors, FromSeed, Unfilled
 from trainer.objective.additive import missing_packages, objective_problems
 from trainer.optimizer.adamw import build_adamw
 from trainer.parallel.activation import Recompute, recompute_problems
-from trainer.protocols import Engine, EngineJob, Order
+from trainer.protocols import Engine, EngineJob, Order, Strategy
 from trainer.session.job import Job
-from trainer.strategy.native import NativeStrategy
 from trainer.types import Batch, Context, Needs, RunState
 
 
@@ -66,11 +65,9 @@ def open_job(config: Config, launch: Launch) -> Job:
         problems = objective_problems(config.objective, corpus.samples("train"), context, num_outputs)
     problems += recompute_problems(blocks_of(skeleton.model, skeleton.family), _recompute(config))
     device, console = choose_device(config.run.device, launch), Console(quiet=launch.rank > 0)
-    if hasattr(config.strategy, "problems"):
-        problems += config.strategy.problems(skeleton, config.precision, launch, device)
-    if not problems and _writes(config) and isinstance(config.strategy, NativeStrategy):
-        apart = config.strategy.whole_model_problem(skeleton, launch.world_size)
-        problems += [f"train.evaluate_generate={config.train.evaluate_generate}: {apart}, or set it to 0."] if apart else []
+    problems += _asked(config.strategy, "problems", skeleton, config.precision, launch, device) or []
+    if not problems and _writes(config) and (apart := _asked(config.strategy, "whole_model_problem", skeleton, launch.world_size)):
+        problems.append(f"train.evaluate_generate={config.train.evaluate_generate}: {apart}, or set it to 0.")
     if problems:
         raise Refused(problems)
     return Job(config, launch, corpus, skeleton, weights, context, device, console)
@@ -78,10 +75,14 @@ def open_job(config: Config, launch: Launch) -> Job:
 
 def require_schedule(config: Config, world_size: int) -> None:
     """Refuses steps of fewer micro-batches than a pipeline's schedule takes; evaluation, which has none, does not ask."""
-    train, strategy = config.train, config.strategy
-    problems = strategy.batch_problems(world_size, train.global_batch, train.micro_batch) if isinstance(strategy, NativeStrategy) else []
-    if problems:
+    if problems := _asked(config.strategy, "batch_problems", world_size, config.train.global_batch, config.train.micro_batch):
         raise Refused(problems)
+
+
+def _asked(strategy: Strategy, hook: str, *about: Any) -> Any:
+    """What a strategy answers where it has what it only may have (trainer.protocols.Strategy); else None."""
+    answer = getattr(strategy, hook, None)
+    return answer(*about) if answer else None
 
 
 def _open_corpus(config: Config, needs: Needs, pretrained: str | None) -> Corpus:

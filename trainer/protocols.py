@@ -210,7 +210,10 @@ class EngineJob:
 class Strategy(Protocol):
     """A config dataclass that knows its degrees and builds its engine.
 
-    It may also have ``problems(skeleton, precision, launch, device)``: what cannot work with this model on this rank's device, a sentence each.
+    It may also have, asked for where they are there: ``problems(skeleton, precision, launch, device)``, what cannot work with this model on
+    this rank's device, a sentence each; ``batch_problems(world_size, global_batch, micro_batch)``, what cannot work with steps of this size, a
+    sentence each; ``whole_model_problem(skeleton, world_size)``, why ranks cannot have the whole model to write with, None where they can; and
+    ``plan(skeleton, world_size)``, the stages of a pipeline (trainer.parallel.stages.Stages), None where there is none.
     """
 
     name: str
