@@ -42,7 +42,7 @@ NEEDED = {
     **{("data", kind): ["data.path=x"] for kind in ("text", "jsonl", "csv", "parquet")},
     ("data", "hub"): ["data.name=x"],
     ("data", "mix"): MIX,
-    ("model", "pretrained"): ["model.path=x"],
+    **{("model", name): ["model.path=x"] for name in ("pretrained", "from_config")},
     ("model", "minilm"): ["objective=classification", "data=vader"],
     ("model", "encoder_decoder"): ["model.encoder=x", "objective=seq2seq"],
     **{("model", name): ["objective=masked_lm"] for name in SHIPPED["model"] if "bert" in name},

@@ -38,7 +38,7 @@ def test_every_model_can_be_made_small(model):
     objectives = {"seq2seq": ("t5", "bart", "encoder_decoder"), "masked_lm": ("bert", "roberta"), "classification": ("minilm",)}
     objective = next((name for name, prefixes in objectives.items() if model.startswith(prefixes)), "causal_lm")
     more = {"classification": ["data=vader"]}.get(objective, [])
-    given = {"pretrained": ["model.path=x"], "encoder_decoder": ["model.encoder=x"]}.get(model, [])
+    given = {"pretrained": ["model.path=x"], "from_config": ["model.path=x"], "encoder_decoder": ["model.encoder=x"]}.get(model, [])
     loaded = config.load([f"model={model}", f"objective={objective}", *more, *given, "debug=cpu"], 1)
     assert not list(loaded.model.problems())
     assert "hidden_size" not in leaves(loaded.model) or loaded.model.hidden_size == 64
