@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from trainer.errors import Refused
 
 AXES = ("pipeline", "replicate", "shard", "tensor")
-"""Mesh axes, outermost first: neighbouring ranks, on one machine, are neighbours on the last axis."""
+"""Mesh axes, outermost first: neighbouring ranks, on one machine, are neighbours on the last axis. Ranks that share out the slots of a sequence
+(context) will lie between the last two."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -41,9 +42,7 @@ class NativeEngine(BaseEngine):
     def forward_backward(self, step: int, micro_batches: list[Batch], counts: dict[str, Tensor]) -> LossTerms:
         """Accumulates the step's gradient; one packed all-reduce brings loss terms, norm and each rank's loss together."""
         local = self._run(step, micro_batches, counts)
-        for parameter in self._parts.summed:
-            if parameter.grad is not None:
-                dist.all_reduce(local_part(parameter.grad), group=self._tensor_group)
+        self._add_up_parts()
         for shared in self._parts.pipeline.shared if self._parts.pipeline else ():
             shared.add_up()
         own = local_squared_norm(zip(self._parameters, self._ranks_of, strict=True), self.device)
@@ -82,6 +81,16 @@ class NativeEngine(BaseEngine):
         """Drops the model and the optimizer."""
         super().close()
         del self._named, self._parameters
+
+    def _add_up_parts(self) -> None:
+        """Sums the gradients of which each rank of the tensor axis has a part; they are small (norms, biases), so they go in one packet."""
+        parts = [local_part(parameter.grad) for parameter in self._parts.summed if parameter.grad is not None]
+        if not parts:
+            return
+        packed = torch.cat([part.flatten() for part in parts])
+        dist.all_reduce(packed, group=self._tensor_group)
+        for part, whole in zip(parts, packed.split([part.numel() for part in parts]), strict=True):
+            part.copy_(whole.view_as(part))
 
     def _kept_dtypes(self) -> dict[str, str]:
         return kept_dtypes(self._parts.optimizer)
