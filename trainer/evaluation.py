@@ -103,13 +103,16 @@ class Evaluator:
 
     def evaluate(self, step: int) -> Evaluation:
         """The objective's metrics over all held-out samples, and over those of each source where there are several."""
-        parts = {name: self._pass_over(batches) for name, batches in self._held_out.items()}
+        passes = {name: self._pass_over(batches) for name, batches in self._held_out.items()}
+        self._write(passes.values())
+        parts = {name: totals for name, (totals, _) in passes.items()}
         whole = self._measure(step, list(parts.values()))
         of_parts = {name: self._measure(step, [totals]).metrics for name, totals in parts.items() if name}
         named = {f"{name}/{metric}": value for name, metrics in of_parts.items() for metric, value in metrics.items()}
         return replace(whole, metrics=whole.metrics | named)
 
-    def _pass_over(self, batches: Callable[[], Iterable[Batch]]) -> _Totals:
+    def _pass_over(self, batches: Callable[[], Iterable[Batch]]) -> tuple[_Totals, list[Batch]]:
+        """Sums over one source, and the micro-batches of it for which the model has to write."""
         totals, to_write = _Totals(), list[Batch]()
         for batch in batches():
             terms, scores = self._engine.score(batch)
@@ -120,12 +123,17 @@ class Evaluator:
                 totals.keep("ids", self._gathered(batch.ids))
             if self._writer and sum(len(one.labels) for one in to_write) * self._engine.data_size < self._writer.num_samples:
                 to_write.append(batch)
-        if self._writer and to_write:  # all at once: a model that lies in stages is put together for it
-            for batch, written in zip(to_write, self._writer.write(self._engine, to_write), strict=True):
-                totals.keep("written", self._gathered(written))
-                totals.keep("labels", self._gathered(batch.labels))
-                totals.keep("ids", self._gathered(batch.ids))
-        return totals
+        return totals, to_write
+
+    def _write(self, passes: Iterable[tuple[_Totals, list[Batch]]]) -> None:
+        """Lets the model write for all sources at once: one that lies in stages is put together for it."""
+        waiting = [(totals, batch) for totals, to_write in passes for batch in to_write]
+        if self._writer is None or not waiting:
+            return
+        for (totals, batch), written in zip(waiting, self._writer.write(self._engine, [batch for _, batch in waiting]), strict=True):
+            totals.keep("written", self._gathered(written))
+            totals.keep("labels", self._gathered(batch.labels))
+            totals.keep("ids", self._gathered(batch.ids))
 
     def _gathered(self, values: Tensor | None) -> Tensor:
         assert values is not None, "an objective whose outputs are compared says which sample each is"

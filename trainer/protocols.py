@@ -132,7 +132,7 @@ class Engine(Protocol):
         ...
 
     def bubble(self) -> float | None:
-        """The share of the steps since the last call in which ranks of a pipeline waited for one another; None without a pipeline.
+        """The share of the steps since the last call, 32 at most, in which ranks of a pipeline waited for one another; None without a pipeline.
 
         Asked at log intervals only, where the device has been read.
         """

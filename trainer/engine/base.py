@@ -63,7 +63,7 @@ class BaseEngine:
             yield self._parts.model, {"synced_gpus": self._in_step}
 
     def bubble(self) -> float | None:
-        """The share of the steps since the last call in which ranks of a pipeline waited for one another; None without one."""
+        """The share of the steps since the last call, 32 at most, in which ranks of a pipeline waited for one another; None without one."""
         return self._loop.bubble()
 
     def dtypes(self) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trainer.model.lookup import planned_problems
-from trainer.model.skeleton import Skeleton
+from trainer.model.skeleton import Skeleton, blocks_of
 from trainer.types import Needs, Vocabulary
 
 
@@ -21,7 +23,9 @@ def model_problems(
     """
     config, longest = skeleton.model.config, skeleton.family.longest(skeleton.model.config)
     asked = {"data.sequence_length": sequence_length, "data.target_length": target_length if "target" in needs.fields else None}
-    problems = planned_problems(skeleton)
+    problems = [*planned_problems(skeleton), *_rotary_problems(config, sequence_length)]
+    if not blocks_of(skeleton.model, skeleton.family):
+        problems.append("The model's config.json says that it has no blocks: there is nothing to train.")
     problems += [
         f"{key}={length} is longer than the {longest} positions of the model: lower it to {longest}."
         for key, length in asked.items()
@@ -52,4 +56,20 @@ def model_problems(
             f"The tokenizer has {found} sentinels <extra_id_0> ..., but rows of data.sequence_length={sequence_length} have up to "
             f"{needs.num_sentinels} spans: lower it, raise objective.mean_span, or name another tokenizer in data.tokenizer.path."
         )
+    return problems
+
+
+def _rotary_problems(config: Any, sequence_length: int) -> list[str]:
+    """Rotary positions whose frequencies depend on the longest text of a call: a text would score otherwise beside another."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = parameters.values() if all(isinstance(value, dict) for value in parameters.values()) else [parameters]
+    problems = []
+    for kind in kinds:
+        trained_on = kind.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        longest = trained_on or getattr(config, "max_position_embeddings", None) or sequence_length
+        if kind.get("rope_type") in ("longrope", "dynamic") and sequence_length > longest:
+            problems.append(
+                f"data.sequence_length={sequence_length}: beyond {longest} positions the model's rope_type={kind['rope_type']} takes other frequencies "
+                f"for a whole batch where one text is long, so that the loss would depend on the micro-batch: lower it to {longest}."
+            )
     return problems

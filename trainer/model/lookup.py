@@ -64,15 +64,14 @@ def _planned(model_type: str, config: Any, built: Any, blocks: str, head: str) -
         raise Refused(f"model: transformers model type '{model_type}' {why}, which is not supported: choose a dense decoder.")
     prefix, parts = built.base_model_prefix, list(config.base_model_pp_plan)
     splits_all = set(tensor.values()) <= {"colwise", "rowwise", "replicated_with_grad_allreduce"}
+    split = dict.fromkeys(f"{prefix}.{path.rpartition('.')[0]}" for path, way in tensor.items() if way == "colwise")
     return Family(
         model_type,
         blocks=(f"{prefix}.{blocks}",),
         heads={"causal_lm": Head(head)},
         max_positions=("max_position_embeddings",) if hasattr(config, "max_position_embeddings") else (),
         causal=True,
-        whole=tuple(
-            dict.fromkeys(f"{prefix}.{path.rpartition('.')[0]}" for path, way in tensor.items() if way == "colwise") if splits_all else ()
-        ),
+        whole=tuple(split) if splits_all and len(split) > 1 else (),  # attention and feed-forward
         before=(tuple(f"{prefix}.{part}" for part in parts[: parts.index(blocks)]),),
     )
 
@@ -85,6 +84,12 @@ def planned_problems(skeleton: Skeleton) -> list[str]:
     row = "give it a row in trainer/model/families.py (docs/adding-a-model-family.md)"
     kinds = set(getattr(model.config, "layer_types", None) or ()) - _ATTENTION
     problems = [f"model: layers of kind {kind} of a {family.name} are not supported: choose another model." for kind in sorted(kinds)]
+    if any(getattr(module, "is_causal", True) is False for module in model.modules()):
+        problems.append(
+            f"model: this {family.name} attends to later tokens too, and causal_lm would learn to look ahead: choose another model."
+        )
+    if getattr(model.config, "num_kv_shared_layers", 0):
+        problems.append(f"model: layers of a {family.name} share keys and values, which is not supported: choose another model.")
     planned = {path.rpartition(".")[2] for path in (*family.blocks, *family.before[0])} | set(model.config.base_model_pp_plan)
     for name, part in model.get_submodule(model.base_model_prefix).named_children():
         if name not in planned and any(True for _ in part.parameters()):
@@ -110,11 +115,11 @@ class _Says(nn.Module):
 def _changes_logits(skeleton: Skeleton) -> str | None:
     """How a model's own forward does not give out its head's logits as they are; found out by running it around two stand-ins."""
     model, head = skeleton.model, skeleton.head.linear
-    logits = torch.linspace(-100, 100, model.config.vocab_size).view(1, 1, -1)
-    hidden = BaseModelOutputWithPast(last_hidden_state=torch.zeros(1, 1, model.config.hidden_size))
     tried = copy.copy(model)
-    tried._modules = {**model._modules, model.base_model_prefix: _Says(hidden), str(head): _Says(logits)}
     try:
+        logits = torch.linspace(-100, 100, model.config.vocab_size).view(1, 1, -1)
+        hidden = BaseModelOutputWithPast(last_hidden_state=torch.zeros(1, 1, model.config.hidden_size))
+        tried._modules = {**model._modules, model.base_model_prefix: _Says(hidden), str(head): _Says(logits)}
         given: Tensor = tried(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False).logits
     except Exception as error:  # the code is any model's, and what it stumbles over anything
         return f"cannot be tried without its blocks ({type(error).__name__}: {error})"

@@ -58,7 +58,9 @@ class FromConfig(Model):
         """What the folder's config.json says, for a tokenizer's vocabulary; raises ``Refused`` where it joins several models."""
         config = read_config(self._folder())
         if config.sub_configs:
-            raise Refused(f"model.path={self.path}: its config.json joins several models; two BERTs are joined by model=encoder_decoder.")
+            raise Refused(
+                f"model.path={self.path}: its config.json joins several models, which new weights are not drawn for: choose another."
+            )
         for name, value in vocabulary.model_fields().items():
             setattr(config, name, value)
         if config.is_encoder_decoder:  # the one that is named may be no id of this vocabulary
@@ -152,15 +154,17 @@ def fetch_folder(name: str, revision: str | None, key: str, weights: bool = True
     except Exception as error:  # the hub client raises many types: offline, no such repository, no permission
         raise Refused(
             f"{key}={name} is neither a local folder nor a hub model that can be fetched ({type(error).__name__}). "
-            "Give a folder with config.json and *.safetensors, or fetch it first where there is a network: hf download " + name
+            f"Give a folder with config.json{' and *.safetensors' if weights else ''}, or fetch it first where there is a network: hf download "
+            + name
         ) from error
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
     """The transformers config of a local folder; no code from the folder is run."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise Refused(f"{folder}: its config.json cannot be used: {error}") from error

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -95,11 +96,13 @@ def build_skeleton(
         config.label2id = {name: number for number, name in enumerate(names)}
         if family.causal or config.pad_token_id is None:
             config.pad_token_id = vocabulary.fill  # decoders find a row's end by it
+    if model.attention == "sdpa" and not CLASSES[task]._model_mapping[type(config)]._supports_sdpa:
+        raise Refused(f"model.attention=sdpa: transformers has none for a {family.name}: set model.attention=eager.")
     try:
         with torch.device("meta"):
             built = build_model(config, task, attn_implementation=model.attention)
-    except ValueError as error:  # such as an attention that transformers does not have for this model
-        raise Refused(f"model: transformers cannot build a {family.name} with model.attention={model.attention}: {error}") from error
+    except (ValueError, KeyError, StrictDataclassError) as error:  # what a config.json says need not fit together
+        raise Refused(f"model: transformers cannot build a {family.name} as its config.json says: {error}") from error
     if vocabulary.pad is None and not folders:  # then another token fills up rows, which is learned like any
         for module in built.modules():
             if isinstance(module, torch.nn.Embedding):

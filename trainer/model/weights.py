@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
@@ -38,15 +39,24 @@ class FromSeed:
     Args:
         skeleton: the model on meta; it is copied, since the engine will go on to shard it.
         seed: ``train.seed``.
+        read: names of the parameters that somebody else has values for.
+
+    Raises:
+        Refused: transformers does not say how some tensor begins.
     """
 
-    def __init__(self, skeleton: Skeleton, seed: int):
+    def __init__(self, skeleton: Skeleton, seed: int, read: Collection[str] = ()):
         self.new: list[str] = []
         self._model: PreTrainedModel = copy.deepcopy(skeleton.model)
         self._seed = seed
         self._units = list(_units(self._model, skeleton.family.blocks))
         self._aliases = aliases(self._model)
         self._drawn: tuple[str, dict[str, Tensor]] = ("", {})
+        if left := sorted(_left_alone(self._model) - {*read}):
+            raise Refused(
+                f"model: transformers does not say how {left[0]} of a {skeleton.family.name} begins, so that a seed cannot draw it: "
+                "choose another model."
+            )
 
     def fill(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
         """The fp32 CPU value, or its slice, of the parameter or buffer ``name``."""
@@ -80,8 +90,8 @@ class Unfilled:
 
     def __init__(self, skeleton: Skeleton, seed: int):
         self.new: list[str] = []
-        self._computed = FromSeed(skeleton, seed)
         self._parameters = {name for name, _ in skeleton.model.named_parameters(remove_duplicate=False)}
+        self._computed = FromSeed(skeleton, seed, self._parameters)
 
     def fill(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
         """A zero for a parameter, to be spread over it; the fp32 CPU value of a buffer."""
@@ -104,12 +114,12 @@ class FromSafetensors:
 
     def __init__(self, skeleton: Skeleton, seed: int):
         assert skeleton.folders
-        self._drawn = FromSeed(skeleton, seed)
         renamings = [way for way in get_model_conversion_mapping(skeleton.model) if isinstance(way, WeightRenaming)]
         self._parts = {prefix: _Stored(prefix, folder, renamings) for prefix, folder in skeleton.folders.items()}
         self._base = skeleton.model.base_model_prefix if "" in self._parts else skeleton.model.encoder.base_model_prefix
         self._aliases = aliases(skeleton.model)
         self._parameters = {name for name, _ in skeleton.model.named_parameters()}
+        self._drawn = FromSeed(skeleton, seed, {name for name in self._parameters if self._find(name)[1] is not None})
         self.new: list[str] = []
         if problems := list(islice(self._problems(skeleton), 5)):
             raise Refused(problems)
@@ -221,6 +231,29 @@ def _units(model: nn.Module, blocks: tuple[str, ...]) -> Iterator[_Unit]:
                 yield _Unit(path, whole=True)
         elif any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False)):
             yield _Unit(path, whole=not any(block.startswith(path) for block in blocks))
+
+
+class _Writes(TorchDispatchMode):
+    """Notes which memory is written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function._schema.is_mutable:
+            self.to.add(args[0].untyped_storage()._cdata)
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def _left_alone(model: PreTrainedModel) -> set[str]:
+    """Names of the tensors of a model on meta that its initialisation does not touch: a seed would leave in them what was in memory."""
+    with _Writes() as writes:
+        for path, child in _children_first(model, ""):
+            _nearest_model(model, path.removeprefix("."))._init_weights(child)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name for name, tensor in tensors if tensor.untyped_storage()._cdata not in writes.to}
 
 
 def _own_tensors_only(module: nn.Module) -> nn.Module:

@@ -121,6 +121,7 @@ def tensor_problems(skeleton: Skeleton, degree: int, sequence_parallel: bool = F
         size = None if way == SUMMED else module.weight.shape[_dim(module, way)] // parts.get(path, 1)
         if size is not None and size % degree and not problems:
             problems.append(f"strategy.tensor={degree} does not divide the {size} units of the model's {path}: use a divisor of them.")
+    problems += _unplanned(model, family, degree)
     if sequence_parallel:
         problems += sequence_problems(model, family)
     words = min(embedding.num_embeddings for embedding in _embeddings(model))
@@ -135,6 +136,23 @@ def _plan(model: Any, family: Family) -> dict[str, str]:
         return family.tensor
     base = getattr(model.config, "base_model_tp_plan", None) or {}
     return {f"{model.base_model_prefix}.{pattern}": way for pattern, way in base.items()}
+
+
+def _unplanned(model: Any, family: Family, degree: int) -> list[str]:
+    """What transformers' own plan leaves out between layers that are split: whether it works on a part or on the whole, nobody says."""
+    if family.tensor:
+        return []
+    planned = {path: way for path, _, way in _planned(model, family)}
+    between = tuple({f"{path.rpartition('.')[0]}." for path, way in planned.items() if way == COLWISE})
+    names = [name for name, _ in model.named_parameters() if name.startswith(between) and name.rpartition(".")[0] not in planned]
+    problems = (
+        [f"strategy.tensor={degree}: transformers' plan of a {family.name} does not say how its {names[0]} is split: use strategy=fsdp."]
+        if names
+        else []
+    )
+    if getattr(model.config, "clip_qkv", None):  # in place, which a part of a DTensor does not allow
+        problems.append(f"strategy.tensor={degree} does not go with the model's clip_qkv={model.config.clip_qkv}: use strategy=fsdp.")
+    return problems
 
 
 def _planned(model: Any, family: Family) -> Iterator[tuple[str, Any, str]]:
@@ -165,7 +183,9 @@ def _fused(model: Any, family: Family, ranks: int) -> dict[str, Fused]:
 
 
 def _dim(module: Any, way: str) -> int:
-    """The dim of a linear layer's weight that is split: of what it puts out, or takes in."""
+    """The dim of a module's weight that is split: of what it puts out, or takes in."""
+    if isinstance(module, nn.Embedding):
+        return 1
     return int((way in (COLWISE, GATHERED)) == isinstance(module, Conv1D))
 
 

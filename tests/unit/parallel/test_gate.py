@@ -32,6 +32,13 @@ def test_what_a_degree_does_not_divide_is_named(tiny, more, ranks, named):
     assert all(problem.startswith(f"strategy.tensor={ranks} does not divide ") for problem in refused.value.problems)
 
 
+def test_the_buckets_of_relative_positions_are_not_split(tiny):
+    """T5 looks up each head's bias by one of 32 buckets; 3 ranks share 6 heads, whatever the buckets."""
+    shape = ["model.num_heads=6", "model.hidden_size=48", "model.intermediate_size=96"]
+    arguments = last_wins([*tiny, "objective=span_corruption", "model=t5_tiny", *shape, "strategy=tensor"])
+    assert open_job(load(arguments, 3), Launch(0, 3, 0, 3)).skeleton.model.config.relative_attention_num_buckets % 3
+
+
 def test_each_of_two_models_has_heads_and_words_of_its_own():
     def bert(heads, words):
         return BertConfig(vocab_size=words, hidden_size=24, num_hidden_layers=1, num_attention_heads=heads, intermediate_size=32)
