@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.callbacks.config import TrackConfig
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.data.config import Data, DebianDescriptions, PythonStdlib, Text, Vader
 from trainer.data.mix_config import Mix, add_kind
 from trainer.data.record_config import Csv, Hub, Jsonl, Parquet
 from trainer.errors import Refused
-from trainer.model.config import Model
+from trainer.model.config import Model, SampleConfig
 from trainer.model.decoders import Gpt2, Llama
 from trainer.model.encoders import Bert, Roberta
 from trainer.model.pretrained import EncoderDecoder, FromConfig, Packaged, Pretrained
@@ -108,22 +109,6 @@ class RunConfig:
 
 
 @dataclass
-class SampleConfig:
-    """How text is generated: the sample at the end of training, and the generate command."""
-
-    prompt: str = setting("", "text to go on from, empty: the beginning of a document; for a seq2seq model the source")
-    max_new_tokens: int = setting(128, "most tokens to generate; stops earlier at the end of the document", minimum=1)
-    temperature: float | None = setting(
-        None, "sampling temperature; 0: greedy; None: 0.9, or greedy with beams and for a seq2seq model", minimum=0
-    )
-    top_k: int | None = setting(None, "sample among the k likeliest tokens; None: all", minimum=1)
-    top_p: float = setting(0.95, "sample among the likeliest tokens that hold this probability", above=0, maximum=1)
-    num_beams: int = setting(
-        1, "beams of the search for the likeliest text, also in evaluation; 1: no search", minimum=1, aliases=("beams",)
-    )
-
-
-@dataclass
 class Config:
     """A whole run.
 
@@ -134,6 +119,7 @@ class Config:
     train: TrainConfig = setting(TrainConfig, "how long and in which batches")
     run: RunConfig = setting(RunConfig, "where the run lives and how it speaks")
     checkpoint: CheckpointConfig = setting(CheckpointConfig, "when to save and where to resume")
+    track: TrackConfig = setting(TrackConfig, "where curves are kept beside metrics.jsonl")
     sample: SampleConfig = setting(SampleConfig, "how text is generated")
     strategy: Any = setting(NativeStrategy, "how ranks divide the work")
     precision: Precision = setting(Precision, "number types")
@@ -384,6 +370,10 @@ def _parts_are_sound(config: Config) -> Iterator[str]:
     yield from getattr(config.objective, "problems", list)()
 
 
+def _trackers_are_there(config: Config) -> Iterator[str]:
+    yield from config.track.missing_packages()
+
+
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _schedule_fits,
     _stop_fits,
@@ -393,5 +383,6 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _data_is_sound,
     _resume_exists,
     _parts_are_sound,
+    _trackers_are_there,
 )
 """What no single field can know; the strategy's own checks come after."""

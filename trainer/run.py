@@ -12,6 +12,7 @@ from trainer.assembly import build_engine, build_evaluator, build_loader, build_
 from trainer.callbacks.console import PlainLines, ProgressBar
 from trainer.callbacks.jsonl import JsonLines
 from trainer.callbacks.summary import print_examples, print_facts, print_sample
+from trainer.callbacks.tracking import trackers
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.command_line.plugins import versions
 from trainer.config import Config, to_yaml
@@ -118,6 +119,7 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
         bar = job.console.is_terminal and not config.run.quiet
         per, said = unit(job.corpus.needs), job.console
         callbacks = [JsonLines(metrics), ProgressBar(said, plan.steps, state.step, per) if bar else PlainLines(said, plan.steps, per)]
+        callbacks += trackers(config.track, directory.path, state.step, to_yaml(config), job.say)
 
     stream = build_stream(job, engine, agreement, state)
 

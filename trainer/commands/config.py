@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.config import SampleConfig
+from trainer.model.config import SampleConfig
 from trainer.schema import setting
 
 

@@ -47,6 +47,22 @@ class Model:
         raise NotImplementedError(f"{type(self).__name__} is a model config without build_config()")
 
 
+@dataclass
+class SampleConfig:
+    """How text is generated: the sample at the end of training, and the generate command."""
+
+    prompt: str = setting("", "text to go on from, empty: the beginning of a document; for a seq2seq model the source")
+    max_new_tokens: int = setting(128, "most tokens to generate; stops earlier at the end of the document", minimum=1)
+    temperature: float | None = setting(
+        None, "sampling temperature; 0: greedy; None: 0.9, or greedy with beams and for a seq2seq model", minimum=0
+    )
+    top_k: int | None = setting(None, "sample among the k likeliest tokens; None: all", minimum=1)
+    top_p: float = setting(0.95, "sample among the likeliest tokens that hold this probability", above=0, maximum=1)
+    num_beams: int = setting(
+        1, "beams of the search for the likeliest text, also in evaluation; 1: no search", minimum=1, aliases=("beams",)
+    )
+
+
 def heads_problems(model: Any) -> list[str]:
     """A sentence where the width cannot be divided among the attention heads."""
     if model.hidden_size % model.num_heads:

@@ -181,6 +181,8 @@ def closing_facts(job: Job, folder: Path, outcome: Outcome, plan: Plan, tokens_b
     speed = (outcome.tokens_seen - tokens_before) / max(outcome.seconds, 1e-9)
     facts["speed"] = f"{speed:,.0f} {unit(job.corpus.needs)}/s over {outcome.seconds:,.1f} s, evaluation and saving included"
     facts["metrics"] = str(folder / "metrics.jsonl")
+    if job.config.track.tensorboard:
+        facts["curves"] = f"tensorboard --logdir {quote(str(folder / 'tensorboard'))}"
     if outcome.step < plan.steps:
         facts["go on"] = "run the same command again without train.stop_after"
         return facts

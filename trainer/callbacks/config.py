@@ -1,0 +1,29 @@
+"""Where curves are sent."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from trainer.schema import setting
+
+
+@dataclass
+class TrackConfig:
+    """Where a run's curves are kept beside ``metrics.jsonl``. Neither can stop or slow training: what fails is said once and left out."""
+
+    tensorboard: bool = setting(False, "write run.dir/tensorboard")
+    wandb: bool = setting(
+        False, "send to Weights & Biases; without a key, or where it cannot be reached, kept in run.dir/wandb to be sent later"
+    )
+    project: str = setting("isotrain", "W&B's project", aliases=("wandb_project", "wandb_project_name"))
+    entity: str | None = setting(None, "W&B's user or team; None: the key's own", aliases=("wandb_entity",))
+    name: str | None = setting(None, "name of the run at W&B; None: that of the folder run.dir", aliases=("wandb_name", "wandb_run_name"))
+
+    def missing_packages(self) -> list[str]:
+        """A sentence for each package that is asked for and not installed."""
+        return [
+            f"track.{package}=true needs the package {package}: pip install 'isotrain[track]', or set it to false."
+            for package in ("tensorboard", "wandb")
+            if getattr(self, package) and importlib.util.find_spec(package) is None
+        ]

@@ -1,0 +1,17 @@
+"""What trackers draw curves of."""
+
+from __future__ import annotations
+
+from trainer.types import Evaluation, StepRecord
+
+_CURVES = ("loss", "grad_norm", "lr", "num_targets", "tokens_per_second", "peak_memory_bytes", "bubble")
+
+
+def of_step(record: StepRecord) -> dict[str, float]:
+    """The numbers of a training step, by the name of their curve."""
+    return {f"train/{name}": value for name in _CURVES if (value := getattr(record, name)) is not None}
+
+
+def of_evaluation(evaluation: Evaluation) -> dict[str, float]:
+    """The held-out metrics, by the name of their curve."""
+    return {f"evaluate/{name}": value for name, value in evaluation.metrics.items()}
