@@ -60,27 +60,16 @@ def dense():
             yield kind
 
 
-FITTING = {
-    "youtu": {
-        "num_key_value_heads": 4,
-        "head_dim": 4,
-        "qk_rope_head_dim": 4,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 8,
-        "kv_lora_rank": 16,
-        "q_lora_rank": 16,
-    },
-    "minicpm3": {
-        "num_key_value_heads": 4,
-        "head_dim": 4,
-        "qk_rope_head_dim": 4,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 8,
-        "kv_lora_rank": 16,
-        "q_lora_rank": 16,
-    },
-    "granite_swa": {"layer_types": ["full_attention", "sliding_attention"]},
+LATENT = {
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
 }
+FITTING = {"youtu": LATENT, "minicpm3": LATENT, "granite_swa": {"layer_types": ["full_attention", "sliding_attention"]}}
 """What a small one needs beside ``SHAPE``."""
 NOT_SO_SMALL = {"cohere_compass_text", "gemma3n_text", "phi4_multimodal"}
 """Cannot be built from ``SHAPE``; two of them would be refused."""
