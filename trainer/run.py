@@ -12,6 +12,7 @@ from trainer.assembly import build_engine, build_evaluator, build_loader, build_
 from trainer.callbacks.console import PlainLines, ProgressBar
 from trainer.callbacks.jsonl import JsonLines
 from trainer.callbacks.summary import print_examples, print_facts, print_sample
+from trainer.callbacks.throughput import Throughput, peak_of
 from trainer.callbacks.tracking import trackers
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.command_line.plugins import versions
@@ -24,6 +25,7 @@ from trainer.distributed.process_group import start_process_group
 from trainer.distributed.stop import Signals, StopRequest, listen
 from trainer.errors import DONE, STOPPED, Refused
 from trainer.metrics import MetricsFile
+from trainer.model.flops import flops_of
 from trainer.model.generation import generate_text
 from trainer.model.weights import named_seed
 from trainer.optimizer.schedule import lr_scale
@@ -104,6 +106,7 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
     if state.step >= plan.stop_after:
         return _nothing_left(job, directory, state, plan)
 
+    flops = flops_of(job.skeleton)  # before an engine takes the model apart
     engine = build_engine(job, resumed=found is not None)
     if found:
         engine.load_state(partial(read_state, found[0]))
@@ -133,7 +136,9 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
         for callback in callbacks:
             callback.on_save(step, str(folder))
 
-    trainer = Trainer(engine, stream or build_loader(job, engine), plan, stop, callbacks, save, build_evaluator(job, engine))
+    peak = peak_of(surroundings["device"], config.precision.compute)
+    throughput = Throughput(flops, config.train.global_batch, engine.data_size, launch.world_size, peak)
+    trainer = Trainer(engine, stream or build_loader(job, engine), plan, stop, callbacks, save, throughput, build_evaluator(job, engine))
     if reason := next(filter(None, agreement.gather(stop.reason)), None):
         engine.close()
         return _stopped_before(job, reason, state.step)

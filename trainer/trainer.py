@@ -20,6 +20,7 @@ from trainer.errors import TrainingFailed
 from trainer.types import Batch, Evaluation, LossTerms, StepPlan, StepRecord, StepStats
 
 if TYPE_CHECKING:
+    from trainer.callbacks.throughput import Throughput
     from trainer.distributed.stop import StopRequest
     from trainer.evaluation import Evaluator
     from trainer.protocols import Callback, Engine
@@ -122,6 +123,7 @@ class Trainer:
         stop: requests to stop.
         callbacks: who watches; empty on all ranks but 0.
         save: writes a checkpoint: (step, tokens seen).
+        throughput: counts what steps are made of.
         evaluator: measures on held-out samples; None: there are none.
     """
 
@@ -133,6 +135,7 @@ class Trainer:
         stop: StopRequest,
         callbacks: list[Callback],
         save: Callable[[int, int], None],
+        throughput: Throughput,
         evaluator: Evaluator | None = None,
     ):
         self._engine = engine
@@ -142,6 +145,7 @@ class Trainer:
         self._stop = stop
         self._callbacks = callbacks
         self._save = save
+        self._throughput = throughput
         self._tokens_seen = 0
         self._pending: list[tuple[int, np.ndarray, StepValues]] = []
         self._last: StepRecord | None = None
@@ -177,6 +181,7 @@ class Trainer:
 
     def train_step(self, step: int, micro_batches: list[Batch]) -> StepValues:
         """One optimizer step; reads nothing from the device."""
+        self._throughput.add(micro_batches)
         counts = self._count(micro_batches)
         terms = self._engine.forward_backward(step, micro_batches, counts)
         stats = self._engine.optimizer_step(StepPlan(step, self._plan.lr_scale(step), self._plan.max_norm))
@@ -202,6 +207,7 @@ class Trainer:
         losses, counted, norms, applied = _columns([values for _, _, values in self._pending])
         seconds = time.perf_counter() - self._interval_began
         targets = int(sum(counted))
+        speed = self._throughput.read(targets, seconds)
         peak_memory, bubble = _peak_memory(self._pending[-1][2].stats.grad_norm.device), self._engine.bubble()
         records = [
             StepRecord(
@@ -211,7 +217,7 @@ class Trainer:
                 lr=self._plan.lr * self._plan.lr_scale(step),
                 num_targets=int(num_targets),
                 samples=samples_hash(ids),
-                tokens_per_second=targets / max(seconds, 1e-9),
+                **speed,
                 peak_memory_bytes=peak_memory,
                 applied=bool(was_applied),
                 bubble=bubble,

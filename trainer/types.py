@@ -283,6 +283,10 @@ class StepRecord:
         num_targets: tokens of the global batch that are predicted.
         samples: hash of the step's sample ids (trainer.data.order).
         tokens_per_second: targets per wall-clock second since the last log interval.
+        slots_per_second: the same of all slots of the rows, padding and what has no label included.
+        mfu: the model's arithmetic per second, attention to all pairs of slots included, as a share of the devices' peak
+            (trainer.model.flops, trainer.callbacks.throughput); None where the peak is not known.
+        mfu_causal: the same with half of the pairs under a causal mask.
         peak_memory_bytes: most memory this rank has held: allocated on CUDA, resident on CPU.
         applied: False where the update was not finite and was left out.
         bubble: 1 - (work / elapsed) of the pipeline that rank 0 is in, since the last log interval or in its last 32 steps: ``work`` is what
@@ -297,6 +301,9 @@ class StepRecord:
     num_targets: int
     samples: str
     tokens_per_second: float
+    slots_per_second: float
+    mfu: float | None
+    mfu_causal: float | None
     peak_memory_bytes: int
     applied: bool
     bubble: float | None = None

@@ -101,7 +101,8 @@ class PlainLines:
 
 def _speed(record: StepRecord, unit: str) -> str:
     waited = "" if record.bubble is None else f"  bubble {record.bubble:.0%}"
-    return f"{record.tokens_per_second:,.0f} {unit}/s{waited}"
+    used = "" if record.mfu is None else f"  MFU {record.mfu:.1%}"
+    return f"{record.tokens_per_second:,.0f} {unit}/s{used}{waited}"
 
 
 def _warn_of_skipped(console: Console, records: list[StepRecord]) -> None:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from trainer.types import Evaluation, StepRecord
 
-_CURVES = ("loss", "grad_norm", "lr", "num_targets", "tokens_per_second", "peak_memory_bytes", "bubble")
+_CURVES = (
+    "loss",
+    "grad_norm",
+    "lr",
+    "num_targets",
+    "tokens_per_second",
+    "slots_per_second",
+    "mfu",
+    "mfu_causal",
+    "peak_memory_bytes",
+    "bubble",
+)
 
 
 def of_step(record: StepRecord) -> dict[str, float]:

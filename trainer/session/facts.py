@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from trainer.callbacks.summary import counted, mean_shares, share_texts
+from trainer.callbacks.throughput import peak_fact
 from trainer.config import builtin_name
 from trainer.data.config import Data
 from trainer.data.loader import deal
@@ -43,6 +44,7 @@ def opening_facts(job: Job, folder: Path, data_size: int, done: int) -> dict[str
         "batch": _batch(job, data_size),
         **_pipeline(job, data_size),
         **_recomputed(job),
+        **_mfu(job),
         **_data(job, data_size),
         "steps": f"{train.steps:,}{_amount(job)}{more}",
         "run": f"{folder}  (isotrain {version('isotrain') or 'from a checkout'})",
@@ -107,6 +109,13 @@ def _recomputed(job: Job) -> dict[str, str]:
     which = "each block is" if every == 1 else f"1 of {every} blocks is"
     kept = ", but for matrix products and attention" if kind == "selective" else ""
     return {"memory": f"{which} computed again for its backward{kept}"} if kind else {}
+
+
+def _mfu(job: Job) -> dict[str, str]:
+    """What the use of the device will be measured by; nothing where its peak is not known."""
+    name = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "cpu"
+    fact = peak_fact(name, job.config.precision.compute)
+    return {"mfu": fact} if fact else {}
 
 
 def _pipeline(job: Job, data_size: int) -> dict[str, str]:
