@@ -5,7 +5,9 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from trainer.data.loader import deal
 from trainer.data.order import samples_hash
 from trainer.distributed.log import LOGGER
+from trainer.engine.clock import Clock
 from trainer.errors import TrainingFailed
 from trainer.types import Batch, Evaluation, LossTerms, StepPlan, StepRecord, StepStats
 
@@ -26,10 +29,13 @@ if TYPE_CHECKING:
     from trainer.protocols import Callback, Engine
 
 
+Step = tuple[int, np.ndarray, list[Batch]]
+
+
 class Loader(Protocol):
     """Where batches come from (trainer.data.loader.StepLoader)."""
 
-    def steps(self, first: int, last: int) -> Iterable[tuple[int, np.ndarray, list[Batch]]]:
+    def steps(self, first: int, last: int) -> Iterable[Step]:
         """Yields (step, the global batch's sample ids, this rank's micro-batches)."""
         ...
 
@@ -88,6 +94,7 @@ class Outcome:
         last: the last step's record; None if the session had no step.
         evaluation: the last one of the session.
         seconds: wall time of the session's loop.
+        phases: of them by what they were spent with: ``data``, ``forward_backward``, ``optimizer``, ``evaluation`` and ``checkpoints``.
     """
 
     step: int
@@ -96,6 +103,7 @@ class Outcome:
     last: StepRecord | None
     evaluation: Evaluation | None
     seconds: float
+    phases: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,9 @@ class Trainer:
         self._last: StepRecord | None = None
         self._evaluation: Evaluation | None = None
         self._interval_began = 0.0
+        self._clock = Clock(engine.device)
+        self._phases: dict[str, float] = defaultdict(float)
+        self._data_before = 0.0
 
     def fit(self, done: int = 0, tokens_seen: int = 0) -> Outcome:
         """Trains from after step ``done`` on.
@@ -161,7 +172,7 @@ class Trainer:
         self._tokens_seen = tokens_seen
         began = self._interval_began = time.perf_counter()
         step, next_read, reason = done, done, None
-        for step, ids, micro_batches in self._loader.steps(done + 1, self._plan.stop_after):
+        for step, ids, micro_batches in self._awaited(self._loader.steps(done + 1, self._plan.stop_after)):
             if step > next_read:
                 next_read = self._plan.next_read(step)
             self._stop.propose(next_read)
@@ -171,20 +182,26 @@ class Trainer:
             self._read()
             reason = self._stop.agreed(step)
             if self._plan.evaluates(step):
-                self._evaluation = self.evaluate(step)
+                with self._counted("evaluation"):
+                    self._evaluation = self.evaluate(step)
             if reason or self._plan.saves(step):
-                self._save(step, self._tokens_seen)
+                with self._counted("checkpoints"):
+                    self._save(step, self._tokens_seen)
             if reason:
                 break
             self._interval_began = time.perf_counter()
-        return Outcome(step, self._tokens_seen, reason, self._last, self._evaluation, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return Outcome(step, self._tokens_seen, reason, self._last, self._evaluation, seconds, dict(self._phases))
 
     def train_step(self, step: int, micro_batches: list[Batch]) -> StepValues:
         """One optimizer step; reads nothing from the device."""
         self._throughput.add(micro_batches)
-        counts = self._count(micro_batches)
-        terms = self._engine.forward_backward(step, micro_batches, counts)
-        stats = self._engine.optimizer_step(StepPlan(step, self._plan.lr_scale(step), self._plan.max_norm))
+        with self._clock.step():
+            with self._clock.span("forward_backward"):
+                counts = self._count(micro_batches)
+                terms = self._engine.forward_backward(step, micro_batches, counts)
+            with self._clock.span("optimizer"):
+                stats = self._engine.optimizer_step(StepPlan(step, self._plan.lr_scale(step), self._plan.max_norm))
         return StepValues(terms, counts, stats)
 
     def evaluate(self, step: int) -> Evaluation | None:
@@ -207,7 +224,7 @@ class Trainer:
         losses, counted, norms, applied = _columns([values for _, _, values in self._pending])
         seconds = time.perf_counter() - self._interval_began
         targets = int(sum(counted))
-        speed = self._throughput.read(targets, seconds)
+        speed, spent = self._throughput.read(targets, seconds), self._spent()
         peak_memory, bubble = _peak_memory(self._pending[-1][2].stats.grad_norm.device), self._engine.bubble()
         records = [
             StepRecord(
@@ -220,6 +237,7 @@ class Trainer:
                 **speed,
                 peak_memory_bytes=peak_memory,
                 applied=bool(was_applied),
+                seconds=spent,
                 bubble=bubble,
             )
             for (step, ids, _), loss, num_targets, norm, was_applied in zip(self._pending, losses, counted, norms, applied, strict=True)
@@ -236,6 +254,33 @@ class Trainer:
                     "The last checkpoint is untouched."
                 )
             LOGGER.warning(sentence)
+
+    def _awaited(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """Yields each step's batch, and counts how long it was waited for."""
+        batches = iter(steps)
+        while True:
+            with self._counted("data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    @contextmanager
+    def _counted(self, phase: str) -> Iterator[None]:
+        """Adds the seconds that the host spends inside to a phase of the session."""
+        began = time.perf_counter()
+        yield
+        self._phases[phase] += time.perf_counter() - began
+
+    def _spent(self) -> dict[str, float]:
+        """Seconds of a step by phase, on average over the pending ones."""
+        steps, seconds = self._clock.read()
+        spent = {"data": (self._phases["data"] - self._data_before) / len(self._pending)}
+        self._data_before = self._phases["data"]
+        for phase in ("forward_backward", "optimizer"):
+            spent[phase] = seconds[phase] / max(steps, 1)
+            self._phases[phase] += spent[phase] * len(self._pending)
+        return spent
 
     def _nonfinite(self, pending: list[tuple[int, np.ndarray, StepValues]], records: list[StepRecord]) -> str | None:
         """Where the first step that was not applied went wrong; None if all were."""

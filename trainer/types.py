@@ -289,6 +289,8 @@ class StepRecord:
         mfu_causal: the same with half of the pairs under a causal mask.
         peak_memory_bytes: most memory this rank has held: allocated on CUDA, resident on CPU.
         applied: False where the update was not finite and was left out.
+        seconds: of a step since the last log interval, on average: ``data``, that the loop waited for its batch; ``forward_backward`` and
+            ``optimizer``, on the device.
         bubble: 1 - (work / elapsed) of the pipeline that rank 0 is in, since the last log interval or in its last 32 steps: ``work`` is what
             its ranks spend in their stages, on average, and ``elapsed`` what the longest of them spends between a schedule's beginning and
             end; None without a pipeline.
@@ -306,6 +308,7 @@ class StepRecord:
     mfu_causal: float | None
     peak_memory_bytes: int
     applied: bool
+    seconds: dict[str, float]
     bubble: float | None = None
 
 

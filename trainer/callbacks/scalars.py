@@ -20,7 +20,8 @@ _CURVES = (
 
 def of_step(record: StepRecord) -> dict[str, float]:
     """The numbers of a training step, by the name of their curve."""
-    return {f"train/{name}": value for name in _CURVES if (value := getattr(record, name)) is not None}
+    seconds = {f"seconds/{phase}": value for phase, value in record.seconds.items()}
+    return {f"train/{name}": value for name in _CURVES if (value := getattr(record, name)) is not None} | seconds
 
 
 def of_evaluation(evaluation: Evaluation) -> dict[str, float]:

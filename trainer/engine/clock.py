@@ -1,11 +1,12 @@
-"""How much of its steps a rank is at work, by clocks that nobody has to wait for."""
+"""What a rank's steps are spent with, by clocks that nobody has to wait for."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ STEPS = 32
 
 
 class Clock:
-    """Times steps and the work in them: the host's clock for a CPU; on CUDA events in the stream, looked at when they are over.
+    """Times steps and what is done in them: the host's clock for a CPU; on CUDA events in the stream, looked at when they are over.
 
     Args:
         device: this rank's.
@@ -23,31 +24,33 @@ class Clock:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._steps: deque[tuple[tuple[Any, Any], list[tuple[Any, Any]]]] = deque(maxlen=STEPS)
-        self._work: list[tuple[Any, Any]] = []
+        self._steps: deque[list[tuple[str, Any, Any]]] = deque(maxlen=STEPS)
+        self._spans: list[tuple[str, Any, Any]] = []
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """All of a step, work and waiting."""
-        self._work = []
-        begun = self._now()
-        yield
-        self._steps.append(((begun, self._now()), self._work))
+        """All of a step, waiting included; one that fails is not counted."""
+        self._spans = []
+        with self.span("step"):
+            yield
+        self._steps.append(self._spans)
 
     @contextmanager
-    def work(self) -> Iterator[None]:
-        """A stretch of a step in which the rank does not wait for others."""
+    def span(self, name: str) -> Iterator[None]:
+        """A stretch of a step."""
         begun = self._now()
         yield
-        self._work.append((begun, self._now()))
+        self._spans.append((name, begun, self._now()))
 
-    def read(self) -> tuple[float, float]:
-        """Seconds of work and seconds in all, of the last steps since the last call. Waits for the device."""
+    def read(self) -> tuple[int, dict[str, float]]:
+        """The number of steps since the last call, or ``STEPS`` if there were more, and their seconds by name. Waits for the device."""
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
-        steps = [*self._steps]
+        steps, seconds = [*self._steps], defaultdict[str, float](float)
         self._steps.clear()
-        return sum(_seconds(*span) for _, work in steps for span in work), sum(_seconds(*whole) for whole, _ in steps)
+        for name, begun, ended in chain.from_iterable(steps):
+            seconds[name] += ended - begun if isinstance(begun, float) else begun.elapsed_time(ended) / 1000
+        return len(steps), seconds
 
     def _now(self) -> Any:
         if self._device.type == "cuda":
@@ -55,7 +58,3 @@ class Clock:
             event.record(torch.cuda.current_stream(self._device))
             return event
         return time.perf_counter()
-
-
-def _seconds(begun: Any, ended: Any) -> float:
-    return ended - begun if isinstance(begun, float) else begun.elapsed_time(ended) / 1000

@@ -52,23 +52,23 @@ class TimedStage(PipelineStage):
 
     def forward_one_chunk(self, *given: Any, **named: Any) -> Any:
         """A micro-batch forward."""
-        with self._clock.work():
+        with self._clock.span("work"):
             return super().forward_one_chunk(*given, **named)
 
     def backward_one_chunk(self, *given: Any, **named: Any) -> None:
         """A micro-batch backward, or the gradients of its hidden states alone."""
-        with self._clock.work():
+        with self._clock.span("work"):
             super().backward_one_chunk(*given, **named)
 
     def backward_weight_one_chunk(self, *given: Any, **named: Any) -> None:
         """The gradients of weights, where they come by themselves: FSDP would add those of several micro-batches up in bf16."""
-        with self._clock.work():
+        with self._clock.span("work"):
             super().backward_weight_one_chunk(*given, **named)
             fsdp.keep_gradients(self.submod)
 
     def perform_reduce_grad(self, *given: Any) -> None:
         """Adds gradients up over the stage's shards and copies."""
-        with self._clock.work():
+        with self._clock.span("work"):
             super().perform_reduce_grad(*given)
 
 
@@ -145,7 +145,8 @@ class Schedule:
 
         Collective in the pipeline, and waits for the device.
         """
-        own = torch.tensor(self._clock.read(), dtype=torch.float64, device=self._device)
+        _, seconds = self._clock.read()
+        own = torch.tensor([seconds["work"], seconds["step"]], dtype=torch.float64, device=self._device)
         told = [torch.empty_like(own) for _ in range(self._pipeline.plan.ranks)]
         dist.all_gather(told, own, group=self._pipeline.group)
         work, elapsed = torch.stack(told).unbind(1)

@@ -189,6 +189,8 @@ def closing_facts(job: Job, folder: Path, outcome: Outcome, plan: Plan, tokens_b
         facts["held out"] = f"{metrics} at step {outcome.evaluation.step:,}"
     speed = (outcome.tokens_seen - tokens_before) / max(outcome.seconds, 1e-9)
     facts["speed"] = f"{speed:,.0f} {unit(job.corpus.needs)}/s over {outcome.seconds:,.1f} s, evaluation and saving included"
+    if shares := [f"{phase.replace('_', '-')} {spent / outcome.seconds:.0%}" for phase, spent in outcome.phases.items() if spent]:
+        facts["time"] = ", ".join(shares)
     facts["metrics"] = str(folder / "metrics.jsonl")
     if job.config.track.tensorboard:
         facts["curves"] = f"tensorboard --logdir {quote(str(folder / 'tensorboard'))}"

@@ -11,7 +11,7 @@ from trainer.types import Evaluation, StepRecord
 
 
 def record(step):
-    return StepRecord(step, 1.0, 1.0, 1e-3, 8, "0" * 16, 100.0, 120.0, None, None, 1, True)
+    return StepRecord(step, 1.0, 1.0, 1e-3, 8, "0" * 16, 100.0, 120.0, None, None, 1, True, {})
 
 
 class Notes:

@@ -28,8 +28,8 @@ def job(task):
 
 def outcome(job, step, seconds=2.0):
     evaluation = Evaluation(step, {"loss": 1.5}, 10)
-    record = StepRecord(step, 1.25, 0.5, 1e-3, 10, "0", 5.0, 6.0, None, None, 1, True)
-    return Outcome(step=step, tokens_seen=1000, seconds=seconds, stopped_by=None, last=record, evaluation=evaluation)
+    record = StepRecord(step, 1.25, 0.5, 1e-3, 10, "0", 5.0, 6.0, None, None, 1, True, {})
+    return Outcome(step=step, tokens_seen=1000, seconds=seconds, stopped_by=None, last=record, evaluation=evaluation, phases={})
 
 
 def test_packed_rows_are_told_in_slots_and_tokens(job):
@@ -137,7 +137,7 @@ def test_evaluate_is_not_proposed_where_nothing_is_held_out(job):
 def test_lines_tell_the_unit(capsys):
     from rich.console import Console
 
-    record = StepRecord(1, 1.25, 0.5, 1e-3, 10, "0", 1234.0, 2000.0, None, None, 1, True)
+    record = StepRecord(1, 1.25, 0.5, 1e-3, 10, "0", 1234.0, 2000.0, None, None, 1, True, {})
     PlainLines(Console(), 10, "samples").on_log([record])
     PlainLines(Console(), 10).on_log([replace(record, step=10)])
     PlainLines(Console(), 10).on_log([replace(record, step=10, bubble=0.273)])

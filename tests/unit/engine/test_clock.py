@@ -19,26 +19,26 @@ def ticking(monkeypatch):
 def a_step(ticking, stretches):
     with ticking.step():
         for _ in range(stretches):
-            with ticking.work():
+            with ticking.span("work"):
                 pass
 
 
 def test_work_and_all_of_the_steps_since_the_last_look(ticking):
     a_step(ticking, 2)
     a_step(ticking, 1)
-    assert ticking.read() == (3, 5 + 3)
-    assert ticking.read() == (0, 0)
+    assert ticking.read() == (2, {"work": 3, "step": 5 + 3})
+    assert ticking.read() == (0, {})
 
 
 def test_a_step_that_failed_is_not_counted(ticking):
-    with pytest.raises(RuntimeError), ticking.step(), ticking.work():
+    with pytest.raises(RuntimeError), ticking.step(), ticking.span("work"):
         raise RuntimeError
     a_step(ticking, 1)
-    assert ticking.read() == (1, 3)
+    assert ticking.read() == (1, {"work": 1, "step": 3})
 
 
 def test_no_more_than_the_last_steps_are_kept(ticking):
     a_step(ticking, 7)
     for _ in range(clock.STEPS):
         a_step(ticking, 1)
-    assert ticking.read() == (clock.STEPS, 3 * clock.STEPS)
+    assert ticking.read() == (clock.STEPS, {"work": clock.STEPS, "step": 3 * clock.STEPS})
