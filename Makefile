@@ -10,8 +10,10 @@ MAKEFLAGS += --no-print-directory
 
 READY := .venv/.ready
 PYTEST := .venv/bin/python -m pytest
-# Small tests, which may run side by side; what starts many ranks takes turns.
 FAST := tests/unit tests/configs tests/architecture
+# Small tests, which may run side by side; what starts many ranks takes turns.
+SMALL := $(FAST) $(addprefix tests/contracts/test_,objective.py objectives_world.py order.py packing.py) \
+    $(addprefix tests/faults/test_,bad_data.py hostile_doors.py hostile_checkpoints.py) $(addprefix tests/guides/test_adding_,a_strategy.py an_objective.py)
 BENCHMARKS := loader prepare overhead startup zero pipeline default_run
 # More threads than cores per rank slow small CPU jobs down many times over.
 export OMP_NUM_THREADS ?= 1
@@ -27,8 +29,8 @@ train: $(READY) ## the main job: 2 ranks, fsdp, embedded text (ARGS="train.steps
 test: $(READY) ## the tests, one representative per matrix, under 15 minutes (ARGS="-k order")
 ifeq ($(strip $(ARGS)),)
 	@status=0
-	$(PYTEST) -n auto --maxprocesses 8 $(FAST) || status=$$?
-	$(PYTEST) $(addprefix --ignore=,$(FAST)) tests || status=$$?
+	$(PYTEST) -n auto --maxprocesses 8 $(SMALL) || status=$$?
+	$(PYTEST) $(addprefix --ignore=,$(SMALL)) tests || status=$$?
 	exit $$status
 else
 	$(PYTEST) $(ARGS)
