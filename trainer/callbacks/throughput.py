@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.distributed.log import LOGGER
@@ -60,7 +60,7 @@ class Throughput:
     data_size: int
     world_size: int
     peak: float | None
-    _shapes: list[tuple[int, int]] | None = None
+    _shapes: list[tuple[int, int]] = field(default_factory=list)
     _slots: int = 0
 
     def add(self, micro_batches: list[Batch]) -> None:
@@ -70,12 +70,12 @@ class Throughput:
         rows = sum(len(batch.inputs["input_ids"]) for batch in micro_batches) * self.data_size
         target_width = 0 if target is None else target.shape[1]
         self._slots += rows * (width + target_width)
-        self._shapes = [*(self._shapes or ()), (width, target_width)]
+        self._shapes.append((width, target_width))
 
     def read(self, labels: int, seconds: float) -> dict[str, Any]:
         """The fields of a record (trainer.types.StepRecord) for the steps since the last call."""
-        shapes, slots = self._shapes or [], self._slots
-        self._shapes, self._slots = None, 0
+        shapes, slots = self._shapes, self._slots
+        self._shapes, self._slots = [], 0
         seconds = max(seconds, 1e-9)
         per_step = [self.flops.step(self.global_batch, width, target_width, 0) for width, target_width in shapes]
         of_labels = labels * self.flops.label
