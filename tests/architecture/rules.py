@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("trainer.callbacks",),
     ("trainer.plan", "trainer.quantize"),
     ("trainer.evaluation",),
-    ("trainer.trainer",),
+    ("trainer.trainer", "trainer.train_config"),
     ("trainer.command_line.overrides", "trainer.command_line.presets"),
     ("trainer.command_line.plugins", "trainer.command_line.sections", "trainer.command_line.selection"),
     ("trainer.command_line.compose",),
