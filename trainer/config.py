@@ -62,7 +62,7 @@ class Config:
     train: TrainConfig = setting(TrainConfig, "how long and in which batches")
     run: RunConfig = setting(RunConfig, "where the run lives and how it speaks")
     checkpoint: CheckpointConfig = setting(CheckpointConfig, "when to save and where to resume")
-    track: TrackConfig = setting(TrackConfig, "where curves are kept beside metrics.jsonl")
+    track: TrackConfig = setting(TrackConfig, "what is kept beside metrics.jsonl: curves, a profile")
     sample: SampleConfig = setting(SampleConfig, "how text is generated")
     strategy: Any = setting(NativeStrategy, "how ranks divide the work")
     precision: Precision = setting(Precision, "number types")
@@ -317,6 +317,14 @@ def _trackers_are_there(config: Config) -> Iterator[str]:
     yield from config.track.missing_packages()
 
 
+def _profile_fits(config: Config) -> Iterator[str]:
+    first, last = config.track.profile_from, config.train.stop_after or config.train.steps
+    if first is not None and first > last:
+        yield f"track.profile_from={first} is after the last step, {last}: lower it, or leave it out."
+    elif first is None and config.track.profile_steps != TrackConfig().profile_steps:
+        yield f"track.profile_steps={config.track.profile_steps} has no effect without track.profile_from: add it, or leave this one out."
+
+
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _schedule_fits,
     _stop_fits,
@@ -327,5 +335,6 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _resume_exists,
     _parts_are_sound,
     _trackers_are_there,
+    _profile_fits,
 )
 """What no single field can know; the strategy's own checks come after."""

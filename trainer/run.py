@@ -11,6 +11,8 @@ from typing import Any
 from trainer.assembly import build_engine, build_evaluator, build_loader, build_stream, open_job, require_schedule, stream_states
 from trainer.callbacks.console import PlainLines, ProgressBar
 from trainer.callbacks.jsonl import JsonLines
+from trainer.callbacks.profiler import Profiler
+from trainer.callbacks.ranks import Ranks
 from trainer.callbacks.summary import print_examples, print_facts, print_sample
 from trainer.callbacks.throughput import Throughput, peak_of
 from trainer.callbacks.tracking import trackers
@@ -25,7 +27,7 @@ from trainer.distributed.process_group import start_process_group
 from trainer.distributed.stop import Signals, StopRequest, listen
 from trainer.errors import DONE, STOPPED, Refused
 from trainer.metrics import MetricsFile
-from trainer.model.flops import flops_of
+from trainer.model.flops import Flops, flops_of
 from trainer.model.generation import generate_text
 from trainer.model.weights import named_seed
 from trainer.optimizer.schedule import lr_scale
@@ -119,15 +121,14 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
         directory.write_passport(_passport(job, engine, same, surroundings))
         for name, content in engine.files().items():
             directory.write_derived(name, content)
-        bar = job.console.is_terminal and not config.run.quiet
-        per, said = unit(job.corpus.needs), job.console
-        callbacks = [JsonLines(metrics), ProgressBar(said, plan.steps, state.step, per) if bar else PlainLines(said, plan.steps, per)]
-        callbacks += trackers(config.track, directory.path, state.step, to_yaml(config), job.say)
+        callbacks = _watchers(job, directory, metrics, state)
 
     stream = build_stream(job, engine, agreement, state)
 
     def save(step: int, tokens_seen: int) -> None:
+        ranks = Ranks.gathered(trainer.figures(), agreement.gather)
         if metrics is not None:
+            metrics.append({"kind": "ranks", "step": step, **asdict(ranks)})
             metrics.sync()
             directory.write_passport(_passport(job, engine, same, surroundings))
         run_state = RunState(step, same, tokens_seen, metrics.bytes if metrics else 0, stream_states(job, stream, engine, agreement))
@@ -136,17 +137,33 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
         for callback in callbacks:
             callback.on_save(step, str(folder))
 
-    peak = peak_of(surroundings["device"], config.precision.compute)
-    throughput = Throughput(flops, config.train.global_batch, engine.data_size, launch.world_size, peak)
-    trainer = Trainer(engine, stream or build_loader(job, engine), plan, stop, callbacks, save, throughput, build_evaluator(job, engine))
+    throughput = _throughput(job, engine, flops, surroundings["device"])
+    profiler, evaluator = Profiler.of(config.track, directory.path, launch.rank, job.device, job.say), build_evaluator(job, engine)
+    loader = stream or build_loader(job, engine)
+    trainer = Trainer(engine, loader, plan, stop, callbacks, save, throughput, evaluator, profiler.watching)
     if reason := next(filter(None, agreement.gather(stop.reason)), None):
         engine.close()
         return _stopped_before(job, reason, state.step)
     with ExitStack() as last_words:  # all of them, even if one fails
-        for callback in callbacks:
-            last_words.callback(callback.on_end)
+        for close in (*(callback.on_end for callback in callbacks), profiler.close):
+            last_words.callback(close)
         outcome = trainer.fit(state.step, state.tokens_seen)
-    return _close(job, directory, engine, plan, outcome, state.tokens_seen)
+    return _close(job, directory, engine, plan, outcome, Ranks.gathered(trainer.figures(), agreement.gather), state.tokens_seen)
+
+
+def _throughput(job: Job, engine: Engine, flops: Flops, device: str) -> Throughput:
+    return Throughput(
+        flops, job.config.train.global_batch, engine.data_size, job.launch.world_size, peak_of(device, job.config.precision.compute)
+    )
+
+
+def _watchers(job: Job, directory: RunDirectory, metrics: MetricsFile, state: RunState) -> list[Callback]:
+    """Who is told of steps, evaluations and checkpoints, on rank 0."""
+    config, said = job.config, job.console
+    steps, per = config.train.steps, unit(job.corpus.needs)
+    bar = said.is_terminal and not config.run.quiet
+    shown = ProgressBar(said, steps, state.step, per) if bar else PlainLines(said, steps, per)
+    return [JsonLines(metrics), shown, *trackers(config.track, directory.path, state.step, to_yaml(config), job.say)]
 
 
 def _plan(config: Config) -> Plan:
@@ -210,7 +227,9 @@ def _stopped_before(job: Job, reason: str, done: int) -> tuple[int, str]:
     return STOPPED, sentence
 
 
-def _close(job: Job, directory: RunDirectory, engine: Engine, plan: Plan, outcome: Outcome, tokens_before: int) -> tuple[int, str]:
+def _close(
+    job: Job, directory: RunDirectory, engine: Engine, plan: Plan, outcome: Outcome, ranks: Ranks, tokens_before: int
+) -> tuple[int, str]:
     """The last words of a session; every rank takes part in generating, since weights may be sharded."""
     if outcome.stopped_by and outcome.step < plan.stop_after:
         sentence = f"Stopped by {outcome.stopped_by} after step {outcome.step} of {plan.steps}, with a checkpoint. Run the same command again to go on."
@@ -221,7 +240,7 @@ def _close(job: Job, directory: RunDirectory, engine: Engine, plan: Plan, outcom
     print_facts(
         job.console,
         "done" if finished else f"stopped at train.stop_after={plan.stop_after}",
-        closing_facts(job, directory.path, outcome, plan, tokens_before),
+        closing_facts(job, directory.path, outcome, plan, ranks, tokens_before),
     )
     if finished and not outcome.stopped_by:  # who asked to stop is in a hurry
         _show_sample(job, engine, outcome)

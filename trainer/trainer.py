@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.callbacks.ranks import RankFigures, peak_memory
 from trainer.data.loader import deal
 from trainer.data.order import samples_hash
 from trainer.distributed.log import LOGGER
@@ -133,6 +132,7 @@ class Trainer:
         save: writes a checkpoint: (step, tokens seen).
         throughput: counts what steps are made of.
         evaluator: measures on held-out samples; None: there are none.
+        watching: context for a step, told its number.
     """
 
     def __init__(
@@ -145,6 +145,7 @@ class Trainer:
         save: Callable[[int, int], None],
         throughput: Throughput,
         evaluator: Evaluator | None = None,
+        watching: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext(),
     ):
         self._engine = engine
         self._loader = loader
@@ -154,6 +155,7 @@ class Trainer:
         self._callbacks = callbacks
         self._save = save
         self._throughput = throughput
+        self._watching = watching
         self._tokens_seen = 0
         self._pending: list[tuple[int, np.ndarray, StepValues]] = []
         self._last: StepRecord | None = None
@@ -161,7 +163,7 @@ class Trainer:
         self._interval_began = 0.0
         self._clock = Clock(engine.device)
         self._phases: dict[str, float] = defaultdict(float)
-        self._data_before = 0.0
+        self._data_before, self._waited = 0.0, 0.0
 
     def fit(self, done: int = 0, tokens_seen: int = 0) -> Outcome:
         """Trains from after step ``done`` on.
@@ -176,7 +178,8 @@ class Trainer:
             if step > next_read:
                 next_read = self._plan.next_read(step)
             self._stop.propose(next_read)
-            self._pending.append((step, ids, self.train_step(step, micro_batches)))
+            with self._watching(step):
+                self._pending.append((step, ids, self.train_step(step, micro_batches)))
             if step < next_read:
                 continue
             self._read()
@@ -198,11 +201,17 @@ class Trainer:
         self._throughput.add(micro_batches)
         with self._clock.step():
             with self._clock.span("forward_backward"):
-                counts = self._count(micro_batches)
+                with self._clock.span("meeting"):
+                    counts = self._count(micro_batches)
                 terms = self._engine.forward_backward(step, micro_batches, counts)
             with self._clock.span("optimizer"):
                 stats = self._engine.optimizer_step(StepPlan(step, self._plan.lr_scale(step), self._plan.max_norm))
         return StepValues(terms, counts, stats)
+
+    def figures(self) -> RankFigures:
+        """This rank's session up to the last read of the device."""
+        steps = self._phases["data"] + self._phases["forward_backward"] + self._phases["optimizer"]
+        return RankFigures(peak_memory(self._engine.device), self._waited, steps)
 
     def evaluate(self, step: int) -> Evaluation | None:
         """The objective's metrics over the held-out samples; None if there are none."""
@@ -225,7 +234,7 @@ class Trainer:
         seconds = time.perf_counter() - self._interval_began
         targets = int(sum(counted))
         speed, spent = self._throughput.read(targets, seconds), self._spent()
-        peak_memory, bubble = _peak_memory(self._pending[-1][2].stats.grad_norm.device), self._engine.bubble()
+        peak, bubble = peak_memory(self._engine.device), self._engine.bubble()
         records = [
             StepRecord(
                 step=step,
@@ -235,7 +244,7 @@ class Trainer:
                 num_targets=int(num_targets),
                 samples=samples_hash(ids),
                 **speed,
-                peak_memory_bytes=peak_memory,
+                peak_memory_bytes=peak,
                 applied=bool(was_applied),
                 seconds=spent,
                 bubble=bubble,
@@ -280,6 +289,7 @@ class Trainer:
         for phase in ("forward_backward", "optimizer"):
             spent[phase] = seconds[phase] / max(steps, 1)
             self._phases[phase] += spent[phase] * len(self._pending)
+        self._waited += seconds["meeting"] / max(steps, 1) * len(self._pending)
         return spent
 
     def _nonfinite(self, pending: list[tuple[int, np.ndarray, StepValues]], records: list[StepRecord]) -> str | None:
@@ -306,10 +316,3 @@ def _columns(steps: list[StepValues]) -> list[list[float]]:
     norms = torch.stack([values.stats.grad_norm for values in steps])
     applied = torch.stack([values.stats.applied for values in steps])
     return torch.stack([losses, counts["targets"], norms, applied]).tolist()
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

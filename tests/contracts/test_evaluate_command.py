@@ -30,6 +30,13 @@ def command(*arguments):
     return code, out.getvalue(), err.getvalue()
 
 
+def at_the_end(run_dir):
+    """What a run measured last."""
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    *_, last = (line for line in lines if line.pop("kind") == "evaluate")
+    return last
+
+
 def evaluated(world_size, tmp_path, *arguments):
     """The metrics, as the command writes them."""
     file = tmp_path / f"{uuid.uuid4()}.json"
@@ -53,8 +60,7 @@ def runs(task, tmp_path_factory):
             folder = tmp_path_factory.mktemp(name.replace(" ", "_"))
             arguments = last_wins([*task(name), "strategy=ddp", *SHORT])
             train_curve(arguments, folder / "run", 2)
-            *_, last = map(json.loads, (folder / "run/metrics.jsonl").read_text().splitlines())
-            assert last.pop("kind") == "evaluate"
+            last = at_the_end(folder / "run")
             made[name] = arguments, folder, last
         return made[name]
 
@@ -113,7 +119,7 @@ def test_what_a_run_began_with_may_be_gone(task, tmp_path, runs):
     classes = [item for item in task("bert classes") if not item.startswith(("model", "data.tokenizer"))]
     tuned = last_wins([*classes, "model=pretrained", f"model.path={tmp_path / 'bert'}", *SHORT, "optimizer.lr=1e-2"])
     train_curve(tuned, tmp_path / "run")
-    *_, said = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    said = at_the_end(tmp_path / "run")
     there = evaluated(1, tmp_path, f"checkpoint={tmp_path / 'run'}")
     untrained = evaluated(1, tmp_path, *tuned)
     assert "4 tensors (bert.pooler.*, classifier.*) drawn from the seed: untrained so far" in untrained["printed"]

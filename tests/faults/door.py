@@ -72,7 +72,7 @@ class Guests:
     def reached(self, step: int) -> Callable[[], bool]:
         """Whether ``metrics.jsonl`` holds ``step`` steps."""
         metrics = self.run_dir / "metrics.jsonl"
-        return lambda: metrics.exists() and metrics.read_text().count("\n") >= step
+        return lambda: metrics.exists() and metrics.read_text().count('"train"') >= step
 
 
 def until(happened: Callable[[], bool], seconds: float = 60.0) -> None:

@@ -10,7 +10,7 @@ from trainer.schema import setting
 
 @dataclass
 class TrackConfig:
-    """Where a run's curves are kept beside ``metrics.jsonl``. Neither can stop or slow training: what fails is said once and left out."""
+    """What is kept of a run beside ``metrics.jsonl``. None of it can stop training: what fails is said once and left out."""
 
     tensorboard: bool = setting(False, "write run.dir/tensorboard")
     wandb: bool = setting(
@@ -19,6 +19,11 @@ class TrackConfig:
     project: str = setting("isotrain", "W&B's project", aliases=("wandb_project", "wandb_project_name"))
     entity: str | None = setting(None, "W&B's user or team; None: the key's own", aliases=("wandb_entity",))
     name: str | None = setting(None, "name of the run at W&B; None: that of the folder run.dir", aliases=("wandb_name", "wandb_run_name"))
+
+    profile_from: int | None = setting(
+        None, "first step of a window under torch's profiler, written to run.dir/profile for every rank; None: no profile", minimum=1
+    )
+    profile_steps: int = setting(3, "steps of that window", minimum=1)
 
     def missing_packages(self) -> list[str]:
         """A sentence for each package that is asked for and not installed."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.callbacks.ranks import Ranks
 from trainer.callbacks.summary import counted, mean_shares, share_texts
 from trainer.callbacks.throughput import peak_fact
 from trainer.config import builtin_name
@@ -171,7 +172,7 @@ def unit(needs: Needs) -> str:
     return {None: "tokens", "classes": "labels"}.get(needs.label, "samples")
 
 
-def closing_facts(job: Job, folder: Path, outcome: Outcome, plan: Plan, tokens_before: int) -> dict[str, str]:
+def closing_facts(job: Job, folder: Path, outcome: Outcome, plan: Plan, ranks: Ranks, tokens_before: int) -> dict[str, str]:
     """What has happened, by name, and what to type next.
 
     Args:
@@ -179,6 +180,7 @@ def closing_facts(job: Job, folder: Path, outcome: Outcome, plan: Plan, tokens_b
         folder: ``run.dir``.
         outcome: of this session.
         plan: of the run.
+        ranks: what each has held and waited for.
         tokens_before: targets seen before this session.
     """
     facts = {"steps": f"{outcome.step:,} of {plan.steps:,}"}
@@ -191,6 +193,7 @@ def closing_facts(job: Job, folder: Path, outcome: Outcome, plan: Plan, tokens_b
     facts["speed"] = f"{speed:,.0f} {unit(job.corpus.needs)}/s over {outcome.seconds:,.1f} s, evaluation and saving included"
     if shares := [f"{phase.replace('_', '-')} {spent / outcome.seconds:.0%}" for phase, spent in outcome.phases.items() if spent]:
         facts["time"] = ", ".join(shares)
+    facts |= ranks.facts()
     facts["metrics"] = str(folder / "metrics.jsonl")
     if job.config.track.tensorboard:
         facts["curves"] = f"tensorboard --logdir {quote(str(folder / 'tensorboard'))}"
