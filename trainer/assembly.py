@@ -66,8 +66,12 @@ def open_job(config: Config, launch: Launch) -> Job:
     problems += recompute_problems(blocks_of(skeleton.model, skeleton.family), _recompute(config))
     device, console = choose_device(config.run.device, launch), Console(quiet=launch.rank > 0)
     problems += _asked(config.strategy, "problems", skeleton, config.precision, launch, device) or []
-    if not problems and _writes(config) and (apart := _asked(config.strategy, "whole_model_problem", skeleton, launch.world_size)):
-        problems.append(f"train.evaluate_generate={config.train.evaluate_generate}: {apart}, or set it to 0.")
+    if (
+        not problems
+        and (asked := _asked_to_write(config))
+        and (apart := _asked(config.strategy, "whole_model_problem", skeleton, launch.world_size))
+    ):
+        problems.append(f"{asked[0]}: {apart}, or set it to {asked[1]}.")
     if problems:
         raise Refused(problems)
     return Job(config, launch, corpus, skeleton, weights, context, device, console)
@@ -192,15 +196,15 @@ def stream_states(job: Job, stream: StreamLoader | None, engine: Engine, agreeme
     return [told[rank][0] for rank in range(engine.data_size)]
 
 
-def build_evaluator(job: Job, engine: Engine) -> Evaluator | None:
-    """What measures the model on the held-out samples; None if there are none."""
+def build_evaluator(job: Job, engine: Engine, sample: Callable[[], tuple[str, str]] | None = None) -> Evaluator | None:
+    """What measures the model on the held-out samples, and lets it write where ``sample`` says how; None if there are none."""
     train, collate, parts = job.config.train, collator(job), job.corpus.samples("validation").parts
 
     def batches(samples: AnySet) -> Iterable[Batch]:
         return held_out_batches(samples, collate, train.evaluate_samples, train.micro_batch, engine.data_rank, engine.data_size)
 
     held_out = {name: partial(batches, samples) for name, samples in parts.items() if len(samples)}
-    return Evaluator(engine, job.config.objective, held_out, _writer(job)) if held_out else None
+    return Evaluator(engine, job.config.objective, held_out, _writer(job), sample) if held_out else None
 
 
 def _recompute(config: Config) -> Recompute | None:
@@ -211,6 +215,13 @@ def _recompute(config: Config) -> Recompute | None:
 def _writes(config: Any) -> bool:
     """Whether evaluation lets the model write."""
     return getattr(config.objective, "writes", False) and config.train.evaluate_generate > 0
+
+
+def _asked_to_write(config: Config) -> tuple[str, str] | None:
+    """The key by which a model has to write while it trains, and its value without that; None: it has not."""
+    if _writes(config):
+        return f"train.evaluate_generate={config.train.evaluate_generate}", "0"
+    return ("sample.every_evaluation=true", "false") if config.sample.every_evaluation else None
 
 
 def _writer(job: Job) -> Writer | None:

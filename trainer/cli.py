@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": "measure a checkpoint, or a Hugging Face folder, on held-out samples",
     "generate": "write text with a trained model",
     "export": "write a checkpoint as a Hugging Face folder",
+    "report": "draw the report of a run anew, or compare runs",
 }
 EVALUATE_FORMS = """
 Two forms, on one rank or under torchrun (torchrun --nproc-per-node 2 -m trainer evaluate ...):
@@ -35,6 +36,10 @@ Two forms, on one rank or under torchrun (torchrun --nproc-per-node 2 -m trainer
       any Hugging Face folder or hub id on the held-out samples of any data
 
 train.evaluate_samples says on how many samples. All keys: isotrain train --help
+"""
+REPORT_FORMS = """
+  isotrain report RUN            writes RUN/report.html
+  isotrain report RUN RUN ...    compares them: curves, losses step by step, configurations
 """
 PATIENCE = 10.0
 """Seconds for which a rank waits to be ended by the launcher, because local rank 0 has reported the same problem."""
@@ -149,7 +154,11 @@ def _with_settings(command: str, flags: argparse.Namespace, overrides: list[str]
     if flags.help is not None:
         from trainer.command_line.help import settings_page
 
-        return _say(settings_page(command, COMMANDS[command], cls), launch)
+        return _say(settings_page(command, COMMANDS[command], cls) + (REPORT_FORMS if command == "report" else ""), launch)
+    if command == "report":
+        from trainer.commands import report
+
+        return report.run(overrides)
     settings: Any = load_settings(cls, overrides)
     if command == "generate":
         from trainer.commands import generate

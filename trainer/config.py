@@ -14,7 +14,7 @@ from trainer.data.config import Data, DebianDescriptions, PythonStdlib, Text, Va
 from trainer.data.mix_config import Mix, add_kind
 from trainer.data.record_config import Csv, Hub, Jsonl, Parquet
 from trainer.errors import Refused
-from trainer.model.config import Model, SampleConfig
+from trainer.model.config import Model, RunSampleConfig
 from trainer.model.decoders import Gpt2, Llama
 from trainer.model.encoders import Bert, Roberta
 from trainer.model.pretrained import EncoderDecoder, FromConfig, Packaged, Pretrained
@@ -63,7 +63,7 @@ class Config:
     run: RunConfig = setting(RunConfig, "where the run lives and how it speaks")
     checkpoint: CheckpointConfig = setting(CheckpointConfig, "when to save and where to resume")
     track: TrackConfig = setting(TrackConfig, "what is kept beside metrics.jsonl: curves, a profile")
-    sample: SampleConfig = setting(SampleConfig, "how text is generated")
+    sample: RunSampleConfig = setting(RunSampleConfig, "how text is generated")
     strategy: Any = setting(NativeStrategy, "how ranks divide the work")
     precision: Precision = setting(Precision, "number types")
     objective: Any = setting(CausalLM, "what is learned")
@@ -270,6 +270,19 @@ def _something_to_evaluate(config: Config) -> Iterator[str]:
         yield f"train.evaluate_every={config.train.evaluate_every} has nothing to evaluate, because data.validation_fraction=0: raise it."
 
 
+def _something_to_sample(config: Config) -> Iterator[str]:
+    if not config.sample.every_evaluation:
+        return
+    if getattr(config.objective, "task", "causal_lm") != "causal_lm":
+        name = builtin_name("objective", config.objective) or type(config.objective).__name__
+        yield (
+            f"sample.every_evaluation=true lets a decoder write, and objective={name} trains none: leave it out "
+            "(a seq2seq model writes for held-out sources, train.evaluate_generate)."
+        )
+    elif config.train.evaluate_every is None:
+        yield "sample.every_evaluation=true has no effect without train.evaluate_every: add train.evaluate_every=100, or leave it out."
+
+
 def _data_is_sound(config: Config) -> Iterator[str]:
     yield from config.data.problems()
     parts = (config.objective, config.data)
@@ -331,6 +344,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _recompute_fits,
     _rows_fit,
     _something_to_evaluate,
+    _something_to_sample,
     _data_is_sound,
     _resume_exists,
     _parts_are_sound,

@@ -91,15 +91,22 @@ class Evaluator:
         objective: knows what to report.
         held_out: gives the micro-batches, anew at each call, by the name of the source; one source is named "".
         writer: for objectives that are judged by what the model writes.
+        sample: lets the model go on from a prompt, and returns both; None: it is not asked to.
     """
 
     def __init__(
-        self, engine: Engine, objective: Objective, held_out: Mapping[str, Callable[[], Iterable[Batch]]], writer: Writer | None = None
+        self,
+        engine: Engine,
+        objective: Objective,
+        held_out: Mapping[str, Callable[[], Iterable[Batch]]],
+        writer: Writer | None = None,
+        sample: Callable[[], tuple[str, str]] | None = None,
     ):
         self._engine = engine
         self._objective = objective
         self._held_out = held_out
         self._writer = writer
+        self._sample = sample
 
     def evaluate(self, step: int) -> Evaluation:
         """The objective's metrics over all held-out samples, and over those of each source where there are several."""
@@ -109,7 +116,7 @@ class Evaluator:
         whole = self._measure(step, list(parts.values()))
         of_parts = {name: self._measure(step, [totals]).metrics for name, totals in parts.items() if name}
         named = {f"{name}/{metric}": value for name, metrics in of_parts.items() for metric, value in metrics.items()}
-        return replace(whole, metrics=whole.metrics | named)
+        return replace(whole, metrics=whole.metrics | named, sample=self._sample and self._sample())
 
     def _pass_over(self, batches: Callable[[], Iterable[Batch]]) -> tuple[_Totals, list[Batch]]:
         """Sums over one source, and the micro-batches of it for which the model has to write."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,13 +10,15 @@ from typing import Any
 
 from trainer.assembly import build_engine, build_evaluator, build_loader, build_stream, open_job, require_schedule, stream_states
 from trainer.callbacks.console import PlainLines, ProgressBar
-from trainer.callbacks.jsonl import JsonLines
+from trainer.callbacks.jsonl import JsonLines, sample_line
 from trainer.callbacks.profiler import Profiler
 from trainer.callbacks.ranks import Ranks
+from trainer.callbacks.report import RunReport
 from trainer.callbacks.summary import print_examples, print_facts, print_sample
 from trainer.callbacks.throughput import Throughput, peak_of
 from trainer.callbacks.tracking import trackers
 from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.command_line.defaults import default_values
 from trainer.command_line.plugins import versions
 from trainer.config import Config, to_yaml
 from trainer.distributed.agreement import Agreement
@@ -34,7 +36,7 @@ from trainer.optimizer.schedule import lr_scale
 from trainer.protocols import Callback, Engine
 from trainer.run_directory import RunDirectory, fresh
 from trainer.session.ending import Ending, recorded_exit
-from trainer.session.facts import closing_facts, opening_facts, unit
+from trainer.session.facts import axes, closing_facts, opening_facts, strategy_name, unit
 from trainer.session.identity import identity, require_one_run, require_same, require_same_ranks
 from trainer.session.job import Job
 from trainer.session.passport import environment
@@ -68,8 +70,10 @@ def train(config: Config, launch: Launch, signals: Signals | None = None) -> int
         ending.directory = directory = directory or RunDirectory(path)
         _require_shared(directory, agreement)
         log_to(directory.log(launch.rank), launch.rank)
+        report = RunReport(directory.path, default_values, job.say)
+        ending.report = report.write if launch.rank == 0 else ending.report
         ending.members = [Member(**member) for member in agreement.gather(asdict(Member.here(launch.rank)))]
-        ending.code, ending.sentence = _session(job, directory, agreement, ending)
+        ending.code, ending.sentence = _session(job, directory, agreement, ending, report)
     return ending.code
 
 
@@ -89,7 +93,7 @@ def _require_shared(directory: RunDirectory, agreement: Agreement) -> None:
         )
 
 
-def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: Ending) -> tuple[int, str]:
+def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: Ending, report: RunReport) -> tuple[int, str]:
     """Everything between meeting and parting; returns the exit code and sentence."""
     config, launch = job.config, job.launch
     stop = StopRequest(agreement.store, ending.without_saving)
@@ -115,13 +119,9 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
         job.say(f"resuming from {found[0]} at step {state.step}")
     metrics = _open_metrics(directory, state, own=bool(found and found[0].is_relative_to(directory.path)), job=job)
     print_facts(job.console, "isotrain", opening_facts(job, directory.path, engine.data_size, state.step))
-    callbacks: list[Callback] = []
-    if launch.rank == 0 and metrics is not None:
-        directory.write_config(to_yaml(config))
-        directory.write_passport(_passport(job, engine, same, surroundings))
-        for name, content in engine.files().items():
-            directory.write_derived(name, content)
-        callbacks = _watchers(job, directory, metrics, state)
+    if metrics is not None:
+        _introduce(job, engine, directory, _passport(job, engine, same, surroundings), state)
+    callbacks = _watchers(job, directory, metrics, state, report) if metrics is not None else []
 
     stream = build_stream(job, engine, agreement, state)
 
@@ -134,21 +134,44 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
         run_state = RunState(step, same, tokens_seen, metrics.bytes if metrics else 0, stream_states(job, stream, engine, agreement))
         folder = checkpointer.save(engine.state(), run_state)
         LOGGER.info("checkpoint %s", folder)
+        account()
         for callback in callbacks:
             callback.on_save(step, str(folder))
 
+    def account() -> None:
+        directory.note("spent", **trainer.account())
+
     throughput = _throughput(job, engine, flops, surroundings["device"])
-    profiler, evaluator = Profiler.of(config.track, directory.path, launch.rank, job.device, job.say), build_evaluator(job, engine)
-    loader = stream or build_loader(job, engine)
-    trainer = Trainer(engine, loader, plan, stop, callbacks, save, throughput, evaluator, profiler.watching)
+    profiler = Profiler.of(config.track, directory.path, launch.rank, job.device, job.say)
+    evaluator = build_evaluator(job, engine, partial(_sample, job, engine) if config.sample.every_evaluation else None)
+    trainer = Trainer(engine, stream or build_loader(job, engine), plan, stop, callbacks, save, throughput, evaluator, profiler.watching)
     if reason := next(filter(None, agreement.gather(stop.reason)), None):
         engine.close()
         return _stopped_before(job, reason, state.step)
     with ExitStack() as last_words:  # all of them, even if one fails
-        for close in (*(callback.on_end for callback in callbacks), profiler.close):
+        for close in (*(callback.on_end for callback in callbacks), profiler.close, account):
             last_words.callback(close)
         outcome = trainer.fit(state.step, state.tokens_seen)
-    return _close(job, directory, engine, plan, outcome, Ranks.gathered(trainer.figures(), agreement.gather), state.tokens_seen)
+    return _close(job, directory, engine, plan, outcome, Ranks.gathered(trainer.figures(), agreement.gather), state.tokens_seen, metrics)
+
+
+def _introduce(job: Job, engine: Engine, directory: RunDirectory, passport: dict[str, Any], state: RunState) -> None:
+    """Writes what a session is, before its first step."""
+    config, ranks = job.config, job.launch.world_size
+    directory.write_config(to_yaml(config))
+    directory.write_passport(passport)
+    for name, content in engine.files().items():
+        directory.write_derived(name, content)
+    directory.note(
+        "began",
+        step=state.step,
+        strategy=strategy_name(job),
+        axes=axes(config.strategy.degrees(ranks)),
+        world_size=ranks,
+        device=passport["device"],
+        precision=config.precision.compute,
+        unit=unit(job.corpus.needs),
+    )
 
 
 def _throughput(job: Job, engine: Engine, flops: Flops, device: str) -> Throughput:
@@ -157,13 +180,13 @@ def _throughput(job: Job, engine: Engine, flops: Flops, device: str) -> Throughp
     )
 
 
-def _watchers(job: Job, directory: RunDirectory, metrics: MetricsFile, state: RunState) -> list[Callback]:
+def _watchers(job: Job, directory: RunDirectory, metrics: MetricsFile, state: RunState, report: RunReport) -> list[Callback]:
     """Who is told of steps, evaluations and checkpoints, on rank 0."""
     config, said = job.config, job.console
     steps, per = config.train.steps, unit(job.corpus.needs)
     bar = said.is_terminal and not config.run.quiet
     shown = ProgressBar(said, steps, state.step, per) if bar else PlainLines(said, steps, per)
-    return [JsonLines(metrics), shown, *trackers(config.track, directory.path, state.step, to_yaml(config), job.say)]
+    return [JsonLines(metrics), shown, *trackers(config.track, directory.path, state.step, to_yaml(config), job.say), report]
 
 
 def _plan(config: Config) -> Plan:
@@ -228,7 +251,14 @@ def _stopped_before(job: Job, reason: str, done: int) -> tuple[int, str]:
 
 
 def _close(
-    job: Job, directory: RunDirectory, engine: Engine, plan: Plan, outcome: Outcome, ranks: Ranks, tokens_before: int
+    job: Job,
+    directory: RunDirectory,
+    engine: Engine,
+    plan: Plan,
+    outcome: Outcome,
+    ranks: Ranks,
+    tokens_before: int,
+    metrics: MetricsFile | None,
 ) -> tuple[int, str]:
     """The last words of a session; every rank takes part in generating, since weights may be sharded."""
     if outcome.stopped_by and outcome.step < plan.stop_after:
@@ -243,28 +273,35 @@ def _close(
         closing_facts(job, directory.path, outcome, plan, ranks, tokens_before),
     )
     if finished and not outcome.stopped_by:  # who asked to stop is in a hurry
-        _show_sample(job, engine, outcome)
+        _show_sample(job, engine, outcome, metrics)
     engine.close()
     return DONE, f"Step {outcome.step} of {plan.steps} is done."
 
 
-def _show_sample(job: Job, engine: Engine, outcome: Outcome) -> None:
+def _show_sample(job: Job, engine: Engine, outcome: Outcome, metrics: MetricsFile | None) -> None:
     """What the model writes, if it writes: going on from the prompt, or for held-out sources beside what should have been written."""
+    evaluation = outcome.evaluation
     if job.skeleton.task == "causal_lm":
-        print_sample(job.console, _sample(job, engine))
-    elif outcome.evaluation is not None and outcome.evaluation.examples:
-        print_examples(job.console, outcome.evaluation.examples)
+        kept = evaluation.sample if evaluation else None
+        sample = kept or _sample(job, engine)
+        print_sample(job.console, sample[1])
+        if metrics is not None and kept is None:
+            with suppress(OSError):  # training is over and saved
+                metrics.append(sample_line(outcome.step, *sample))
+                metrics.sync()
+    elif evaluation is not None and evaluation.examples:
+        print_examples(job.console, evaluation.examples)
 
 
-def _sample(job: Job, engine: Engine) -> str:
-    """Text from the trained model, or why there is none: training is over and saved, and must not seem to have failed."""
+def _sample(job: Job, engine: Engine) -> tuple[str, str]:
+    """The prompt, and the text that the model makes of it, or why there is none: no run fails for want of a sample. Collective."""
     from transformers import AutoTokenizer
 
-    seed = named_seed(job.config.train.seed, "sample")
+    sample, seed = job.config.sample, named_seed(job.config.train.seed, "sample")
     try:
         tokenizer = AutoTokenizer.from_pretrained(job.corpus.tokenizer_folder)
         with engine.inference() as (model, arguments):
-            return generate_text(model, tokenizer, **vars(job.config.sample), seed=seed, device=job.device, **arguments)[0]
+            return sample.prompt, generate_text(model, tokenizer, **sample.arguments, seed=seed, device=job.device, **arguments)[0]
     except Exception as error:
         LOGGER.exception("no sample")
-        return f"(no sample: {error})"
+        return sample.prompt, f"(no sample: {error})"

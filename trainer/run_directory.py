@@ -47,6 +47,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.passport = self.path / "passport.json"
+        self.sessions = self.path / "sessions.jsonl"
         self._lock: BinaryIO | None = None
 
     def log(self, rank: int) -> Path:
@@ -99,6 +100,7 @@ class RunDirectory:
         # A forked loader worker may outlive a killed rank by seconds; with a copy of the descriptor it would go on holding the lock.
         os.register_at_fork(after_in_child=stream.close)
         self._lock = stream
+        self.note("opened")
 
     def release(self) -> None:
         """Gives the directory free before the process ends."""
@@ -120,8 +122,17 @@ class RunDirectory:
 
     def write_exit(self, code: int, sentence: str) -> None:
         """Writes how the run ended to ``exit.json``, if that is still possible: a full disk must not hide the reason."""
+        self.note("ended", code=code, sentence=sentence)
         with contextlib.suppress(OSError):
             write_atomically(self.path / "exit.json", _json({"code": code, "sentence": sentence}))
+
+    def note(self, kind: str, **said: Any) -> None:
+        """Appends a line to ``sessions.jsonl``, which no resume cuts back, if this process holds the lock; on a full disk it is left out."""
+        if self._lock is None:
+            return
+        line = {"kind": kind, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **said}
+        with contextlib.suppress(OSError), self.sessions.open("ab", buffering=0) as stream:
+            stream.write(_json(line))
 
     def claim_exit(self, code: int, sentence: str) -> tuple[int, str] | None:
         """Writes how the run ended unless another rank has, and then returns what that one wrote; for ranks that cannot talk any more."""

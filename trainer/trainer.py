@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -160,10 +160,15 @@ class Trainer:
         self._pending: list[tuple[int, np.ndarray, StepValues]] = []
         self._last: StepRecord | None = None
         self._evaluation: Evaluation | None = None
-        self._interval_began = 0.0
+        self._began = self._interval_began = 0.0
         self._clock = Clock(engine.device)
         self._phases: dict[str, float] = defaultdict(float)
         self._data_before, self._waited = 0.0, 0.0
+
+    def account(self) -> dict[str, Any]:
+        """The session so far: the last ``step`` that was read, ``seconds`` and ``phases`` as in ``Outcome``."""
+        seconds = time.perf_counter() - self._began
+        return {"step": self._last.step if self._last else None, "seconds": seconds, "phases": dict(self._phases)}
 
     def fit(self, done: int = 0, tokens_seen: int = 0) -> Outcome:
         """Trains from after step ``done`` on.
@@ -172,7 +177,7 @@ class Trainer:
             TrainingFailed: an update was not finite and the plan says stop.
         """
         self._tokens_seen = tokens_seen
-        began = self._interval_began = time.perf_counter()
+        self._began = self._interval_began = time.perf_counter()
         step, next_read, reason = done, done, None
         for step, ids, micro_batches in self._awaited(self._loader.steps(done + 1, self._plan.stop_after)):
             if step > next_read:
@@ -193,7 +198,7 @@ class Trainer:
             if reason:
                 break
             self._interval_began = time.perf_counter()
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - self._began
         return Outcome(step, self._tokens_seen, reason, self._last, self._evaluation, seconds, dict(self._phases))
 
     def train_step(self, step: int, micro_batches: list[Batch]) -> StepValues:

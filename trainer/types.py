@@ -321,12 +321,14 @@ class Evaluation:
         metrics: by name: loss, perplexity ...; those of one source of a mix as SOURCE/NAME.
         num_targets: over how many tokens (or samples, where a whole text has one target).
         examples: for a model that writes: what it wrote and what should have been written, for the first samples.
+        sample: for a decoder that is asked to (sample.every_evaluation): the prompt, and the prompt with what it wrote after it.
     """
 
     step: int
     metrics: dict[str, float]
     num_targets: int
     examples: tuple[tuple[str, str], ...] = ()
+    sample: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("trainer.strategy",),
     ("trainer.checkpoint",),
     ("trainer.run_directory", "trainer.metrics"),
+    ("trainer.report",),
     ("trainer.callbacks",),
     ("trainer.plan", "trainer.quantize"),
     ("trainer.evaluation",),

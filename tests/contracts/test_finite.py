@@ -10,6 +10,7 @@ import torch
 from tests.contracts.engines import build_engine, micro_batches
 from tests.contracts.tasks import data_ranks
 from tests.contracts.tasks import layout as overrides
+from tests.unit.report.runs import Page
 from trainer.data.order import SampleOrder, step_draws
 from trainer.distributed.sharding import local_part
 from trainer.objective.causal_lm import CausalLM
@@ -156,6 +157,8 @@ def test_stop_names_the_step_the_rank_and_the_samples(poisoned, ids, tmp_path, s
     bad = next(line for line in lines(tmp_path / "run") if line["step"] == 3)
     assert bad["applied"] is False and bad["grad_norm"] is None and bad["nonfinite"]["grad_norm"] in ("nan", "inf")
     assert bad["nonfinite"].get("loss") == loss and (bad["loss"] is None) == (loss is not None)
+    page = Page((tmp_path / "run" / "report.html").read_bytes())
+    assert "failed" in page.text and left["sentence"] in page.text and "1 of 4: step 3." in page.text
 
 
 def test_the_first_bad_step_is_named_though_it_is_read_later(poisoned, ids, tmp_path):

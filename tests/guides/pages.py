@@ -11,6 +11,7 @@ from trainer import cli
 from trainer.command_line.decided import load
 from trainer.command_line.settings import load_settings
 from trainer.commands.config import SETTINGS
+from trainer.commands.report import request as report_request
 from trainer.commands.request import request
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +107,9 @@ def check_command(words: list[str], made: set[str]) -> None:
         if command == "evaluate":
             asked = request(overrides, 1, None)
             _require(asked.settings.checkpoint or asked.config.model.path, made)
+        elif command == "report":
+            for folder in report_request(overrides)[0]:
+                _require(str(folder), made)
         elif command in SETTINGS:
             settings = load_settings(SETTINGS[command], overrides)
             _require(settings.checkpoint, made)

@@ -45,6 +45,8 @@ class TensorBoard:
             self._writer.add_scalar(name, value, evaluation.step)
         for number, (written, reference) in enumerate(evaluation.examples):
             self._writer.add_text(f"written/{number}", f"**model** {written}\n\n**truth** {reference}", evaluation.step)
+        if evaluation.sample:
+            self._writer.add_text("sample", evaluation.sample[1], evaluation.step)
         self._writer.flush()
 
     def close(self) -> None:

@@ -65,6 +65,9 @@ class WeightsAndBiases:
         if evaluation.examples:
             rows = [[evaluation.step, *example] for example in evaluation.examples]
             self._run.log({"written": self._wandb.Table(["step", "model", "truth"], data=rows)}, step=evaluation.step)
+        if evaluation.sample:
+            row = [evaluation.step, *evaluation.sample]
+            self._run.log({"sample": self._wandb.Table(["step", "prompt", "text"], data=[row])}, step=evaluation.step)
 
     def close(self) -> None:
         """Sends what is left."""

@@ -40,5 +40,16 @@ class Evaluate:
     to: str | None = setting(None, "a file that gets the metrics as JSON; must not exist yet")
 
 
-SETTINGS: dict[str, type] = {"evaluate": Evaluate, "generate": Generate, "export": Export}
+@dataclass
+class Report:
+    """What is drawn of runs."""
+
+    to: str | None = setting(
+        None,
+        "the file to write, must not exist yet; None: RUN/report.html, or compare-RUN-RUN.html beside the first run",
+        aliases=("out", "output", "output_dir"),
+    )
+
+
+SETTINGS: dict[str, type] = {"evaluate": Evaluate, "generate": Generate, "export": Export, "report": Report}
 """The schema of each command that takes settings of its own."""

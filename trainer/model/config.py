@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from trainer.schema import setting
@@ -61,6 +61,22 @@ class SampleConfig:
     num_beams: int = setting(
         1, "beams of the search for the likeliest text, also in evaluation; 1: no search", minimum=1, aliases=("beams",)
     )
+
+
+@dataclass
+class RunSampleConfig(SampleConfig):
+    """How text is generated, and when a run does it."""
+
+    every_evaluation: bool = setting(
+        False,
+        "let a decoder write a text at each evaluation, kept in metrics.jsonl and report.html; else only at the end",
+        aliases=("generate_every", "sample_every"),
+    )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of ``trainer.model.generation.generate_text``."""
+        return {field.name: getattr(self, field.name) for field in fields(SampleConfig)}
 
 
 def heads_problems(model: Any) -> list[str]:

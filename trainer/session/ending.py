@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch.distributed import DistError, Store
@@ -40,6 +40,7 @@ class Ending:
         store: the group's, once there is one.
         members: all ranks, once they have met.
         code, sentence: to be filled in by a session that ends by itself.
+        report: writes what is shown of the run, after ``exit.json``; never fails.
     """
 
     def __init__(self, launch: Launch, directory: RunDirectory | None, signals: Signals):
@@ -49,6 +50,7 @@ class Ending:
         self.store: Store | None = None
         self.members: Sequence[Member] = ()
         self.code, self.sentence = DONE, ""
+        self.report: Callable[[], None] = lambda: None
         self._settled = threading.Lock()
 
     def before_training(self, name: str) -> None:
@@ -98,6 +100,8 @@ class Ending:
         first = self._first(own, error)
         if (first.speaker or self.launch.rank == 0) and self.directory is not None:
             self.directory.write_exit(first.code, str(first))
+        if first.code != REFUSED:
+            self.report()
         # From here on the launcher may end this process; the user has been told or will be by the rank that was first.
         self.signals.on_signal = lambda name: None if first.speaker else os._exit(first.code)
         return first
@@ -161,6 +165,7 @@ def recorded_exit(launch: Launch, directory: RunDirectory | None, signals: Signa
     signals.on_signal = lambda name: None  # everything is saved, and the end is near
     if launch.rank == 0 and ending.directory is not None:
         ending.directory.write_exit(ending.code, ending.sentence)
+        ending.report()
     stop_process_group()
 
 

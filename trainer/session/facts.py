@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from trainer.callbacks.ranks import Ranks
+from trainer.callbacks.report import REPORT
 from trainer.callbacks.summary import counted, mean_shares, share_texts
 from trainer.callbacks.throughput import peak_fact
 from trainer.config import builtin_name
@@ -62,20 +63,26 @@ def model_facts(job: Job, fresh: bool) -> dict[str, str]:
     """
     config = job.config
     degrees = config.strategy.degrees(job.launch.world_size)
-    strategy = "single" if degrees.size == 1 and config.strategy.name == "ddp" else config.strategy.name  # alone, nothing is replicated
     where = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
     new = job.weights.new if fresh else []
     facts = {
         "model": f"{job.skeleton.family.name}, {counted(job.skeleton.num_parameters)} parameters, vocabulary {job.corpus.vocabulary.size:,}",
         "new": f"{len(new)} tensors ({_places(new, job.skeleton.head.new)}) drawn from the seed: untrained so far" if new else "",
         "objective": _objective(config.objective),
-        "strategy": f"{strategy} on {job.launch.world_size} x {where}: {_axes(degrees)}",
+        "strategy": f"{strategy_name(job)} on {job.launch.world_size} x {where}: {axes(degrees)}",
         "precision": f"compute {config.precision.compute}; master weights, gradients, moments and loss fp32",
     }
     return {name: fact for name, fact in facts.items() if fact}
 
 
-def _axes(degrees: Degrees) -> str:
+def strategy_name(job: Job) -> str:
+    """What the strategy is called; alone, nothing is replicated."""
+    config = job.config
+    alone = config.strategy.degrees(job.launch.world_size).size == 1 and config.strategy.name == "ddp"
+    return "single" if alone else config.strategy.name
+
+
+def axes(degrees: Degrees) -> str:
     """How many ranks lie along each axis; the pipeline and the tensor axis only where there is one."""
     told = {axis: size for axis, size in zip(AXES, degrees.shape, strict=True) if axis in ("replicate", "shard") or size > 1}
     return ", ".join(f"{axis} {size}" for axis, size in told.items())
@@ -195,6 +202,7 @@ def closing_facts(job: Job, folder: Path, outcome: Outcome, plan: Plan, ranks: R
         facts["time"] = ", ".join(shares)
     facts |= ranks.facts()
     facts["metrics"] = str(folder / "metrics.jsonl")
+    facts["report"] = str(folder / REPORT)
     if job.config.track.tensorboard:
         facts["curves"] = f"tensorboard --logdir {quote(str(folder / 'tensorboard'))}"
     if outcome.step < plan.steps:
