@@ -11,9 +11,10 @@ MAKEFLAGS += --no-print-directory
 READY := .venv/.ready
 PYTEST := .venv/bin/python -m pytest
 FAST := tests/unit tests/configs tests/architecture
-# Small tests, which may run side by side; what starts many ranks takes turns.
-SMALL := $(FAST) $(addprefix tests/contracts/test_,objective.py objectives_world.py order.py packing.py) \
-    $(addprefix tests/faults/test_,bad_data.py hostile_doors.py hostile_checkpoints.py) $(addprefix tests/guides/test_adding_,a_strategy.py an_objective.py)
+# What is timed, killed or counted to the byte takes turns; everything else runs side by side.
+TURNS := tests/faults/test_kill.py tests/faults/test_lost_ranks.py tests/faults/test_launchers.py tests/faults/test_stop.py \
+    tests/faults/test_storage.py tests/faults/test_torchrun.py tests/faults/test_resume_choices.py tests/distributed tests/gpu \
+    $(addprefix tests/contracts/test_,pipeline.py nvme.py zero.py)
 BENCHMARKS := loader prepare overhead startup zero pipeline default_run
 # More threads than cores per rank slow small CPU jobs down many times over.
 export OMP_NUM_THREADS ?= 1
@@ -29,8 +30,8 @@ train: $(READY) ## the main job: 2 ranks, fsdp, embedded text (ARGS="train.steps
 test: $(READY) ## the tests, one representative per matrix, under 15 minutes (ARGS="-k order")
 ifeq ($(strip $(ARGS)),)
 	@status=0
-	$(PYTEST) -n auto --maxprocesses 8 $(SMALL) || status=$$?
-	$(PYTEST) $(addprefix --ignore=,$(SMALL)) tests || status=$$?
+	$(PYTEST) -n auto --maxprocesses 8 $(addprefix --ignore=,$(TURNS)) tests || status=$$?
+	$(PYTEST) $(TURNS) || status=$$?
 	exit $$status
 else
 	$(PYTEST) $(ARGS)
