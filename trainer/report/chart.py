@@ -161,7 +161,7 @@ def _axis(chart: Chart, lines: Sequence[Line]) -> tuple[Axis, str]:
     low, high = float(lows.min()), float(highs.max())
     usual, least = float(np.percentile(highs, 98)), min(low, 0.0) if chart.from_zero else low
     if highs.size >= 20 and high - usual > _SPREADS_BEFORE_CLIPPING * (usual - least) > 0:
-        return value_axis(low, usual, chart.kind, chart.from_zero), f"Single points lie higher, up to {said(high, chart.kind)}"
+        return value_axis(low, usual, chart.kind, chart.from_zero), f"Some points lie higher, up to {said(high, chart.kind)}"
     return value_axis(low, high, chart.kind, chart.from_zero), ""
 
 

@@ -12,6 +12,7 @@ from trainer.report.style import SCRIPT, STYLE
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """Nothing is ever loaded, whatever a file has said."""
 _TONES = {"done": "good", "running": "calm", "stopped": "warn"}
+_MOST_IN_A_ROW = 8
 PHASE_NAMES = {
     "forward_backward": ("forward and backward", 1),
     "optimizer": ("optimizer", 3),
@@ -43,12 +44,10 @@ def pill(state: str) -> Markup:
 
 
 def tiles(facts: Iterable[tuple[str, str, str]]) -> Markup:
-    """(Name, value, more) of each fact; one without a value is left out."""
-    return tag(
-        "div",
-        [tag("div", tag("span", n), tag("b", v), tag("small", more) if more else None, class_="tile") for n, v, more in facts if v],
-        class_="tiles",
-    )
+    """(Name, value, more) of each fact, in one row or two; one without a value is left out."""
+    drawn = [tag("div", tag("span", name), tag("b", value), tag("small", more), class_="tile") for name, value, more in facts if value]
+    columns = len(drawn) if len(drawn) <= _MOST_IN_A_ROW else -(-len(drawn) // 2)
+    return tag("div", drawn, class_="tiles", style=f"--n:{columns}")
 
 
 def section(title: str, *content: Child) -> Markup:

@@ -85,7 +85,7 @@ def _held_out(history: History, marks: list[Mark]) -> Iterator[Chart]:
         own = {part: curve for part, curve in parts.items() if part or metric != "loss"}
         if own:
             lines = [
-                Line(part or "all", curve, 2 + number % 7, dots=True)
+                Line(part or ("all" if len(own) > 1 else ""), curve, 2 + number % 7, dots=True)
                 for number, (part, curve) in enumerate(list(own.items())[:_MOST_PARTS])
             ]
             left = f"The first {_MOST_PARTS} of {len(own)} sources" if len(own) > _MOST_PARTS else ""

@@ -59,7 +59,11 @@ def _facts(run: Run) -> Iterator[tuple[str, str, str]]:
         others = ", ".join(f"{name} {said(value)}" for name, value in metrics.items() if name != "loss" and value == value)
         first = "loss" if "loss" in metrics else next(iter(metrics), "")
         yield f"held-out {first}", said(metrics.get(first, float("nan"))), others or f"at step {step_of(held_out):,}"
-    yield f"{unit} seen", counted(history.tokens) if history.tokens else "", f"{history.tokens:,.0f} targets"
+    yield (
+        f"{unit} seen",
+        counted(history.tokens) if history.tokens else "",
+        f"{history.tokens:,.0f} targets" if history.tokens < 1e7 else "targets",
+    )
     speed = history.tokens / history.seconds if history.seconds else 0
     yield f"{unit}/s", f"{speed:,.0f}" if speed else "", "while stepping"
     count = len(run.sessions)
@@ -68,6 +72,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str, str]]:
     yield "layout", run.layout, " · ".join(text for text in (run.device, precision) if text)
     mfu = number(last.get("mfu"))
     yield "MFU", said(mfu, "share") if mfu == mfu else "", "at the last step"
+    yield "step takes", said(history.seconds / history.num_steps, "seconds") if mfu == mfu and history.num_steps else "", "on average"
     memory = number(last.get("peak_memory_bytes"))
     yield "peak memory", said(memory, "bytes") if memory == memory else "", "of rank 0"
 
@@ -99,7 +104,8 @@ def _time(run: Run) -> Markup | None:
     if run.sessions:
         told = [_session(n, session, run.sessions[n:]) for n, session in enumerate(run.sessions, 1)]
         hidden = len(told) - _MOST_SESSIONS
-        table = rows(told[-_MOST_SESSIONS:], ("session", "began", "layout", "device", "steps", "time", "spent with", "ended"))
+        heads = ("session", "began", "layout", "device", "steps", "time", "spent with", "ended")
+        table = rows(told[-_MOST_SESSIONS:], heads, class_="numbers")
         parts.append(
             tag("div", table, tag("p", f"{hidden:,} earlier sessions are left out.", class_="dim") if hidden > 0 else None, class_="card")
         )

@@ -18,7 +18,8 @@ p{margin:6px 0}
 .pill{border-radius:99px;padding:2px 11px;font-weight:600;font-size:13px;color:var(--p);border:1.5px solid var(--p);white-space:nowrap}
 .good{--p:var(--good)}.warn{--p:var(--warn)}.wrong{--p:var(--bad)}.calm{--p:var(--c1)}
 .sentence{color:var(--dim);max-width:90ch;overflow-wrap:anywhere}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(114px,1fr));gap:10px;margin-top:18px}
+.tiles{display:grid;grid-template-columns:repeat(var(--n),minmax(0,1fr));gap:10px;margin-top:18px}
+@media(max-width:1000px){.tiles{grid-template-columns:repeat(auto-fit,minmax(130px,1fr))}}
 .tile,.card,.chart{background:var(--card);border:1px solid var(--line);border-radius:10px}
 .tile{padding:9px 12px 10px;min-width:0}
 .tile span{display:block;color:var(--dim);font-size:12px}
