@@ -74,6 +74,25 @@ def pipeline(result: dict[str, Any]) -> Iterator[Row]:
             yield question, "below `1f1b`'s", measured, row["bubble"] < rows["1f1b"]["bubble"]
 
 
+def vocabulary(result: dict[str, Any]) -> Iterator[Row]:
+    target, setting = result["target_ratio"], result["setting"]
+    where = f"{setting['vocabulary']:,} words, {setting['tokens']:,} tokens"
+    for precision, row in result["precisions"].items():
+        dense, chunked = row["heads"]["dense"], row["heads"]["chunked"]
+        ratio = row["step_bytes_ratio"]
+        measured = f"{chunked['step_bytes'] / 1e9:.2f} of {dense['step_bytes'] / 1e9:.2f} GB: {ratio:.2f} x"
+        yield (
+            f"Memory of a step with `train.cross_entropy=chunked`, of that with `dense`: {where}, {precision}",
+            f"<= {target:g} x",
+            measured,
+            ratio <= target,
+        )
+        processes = f"{chunked['process_bytes'] / 1e9:.2f} of {dense['process_bytes'] / 1e9:.2f} GB: {row['process_bytes_ratio']:.2f} x"
+        yield f"The same of the whole process, {precision}", "none", processes, None
+        times = f"{chunked['seconds']:.1f} of {dense['seconds']:.1f} s: {row['seconds_ratio']:.2f} x"
+        yield f"Time of that step, {precision}", "none", times, None
+
+
 def startup(result: dict[str, Any]) -> Iterator[Row]:
     questions = {
         "help": "CPU time of `python train.py --help`",
@@ -126,6 +145,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "overhead": overhead,
     "zero": zero,
     "pipeline": pipeline,
+    "vocabulary": vocabulary,
     "startup": startup,
     "default_run": default_run,
     "minilm_vader": minilm_vader,

@@ -129,6 +129,7 @@ def build_engine(job: Job, resumed: bool = False, learns: bool = True) -> Engine
         accumulation=-(-config.train.global_batch // (degrees.data * config.train.micro_batch)),
         max_norm=config.optimizer.max_grad_norm,
         recompute=_recompute(config),
+        chunk=config.train.cross_entropy_chunk if config.train.cross_entropy == "chunked" else None,
     )
     return config.strategy.build(engine_job)
 

@@ -253,6 +253,15 @@ def _recompute_fits(config: Config) -> Iterator[str]:
         yield f"train.activation_checkpointing_every={every} has no effect without train.activation_checkpointing: add =full, or leave it out."
 
 
+def _head_fits(config: Config) -> Iterator[str]:
+    chunk, default = config.train.cross_entropy_chunk, TrainConfig().cross_entropy_chunk
+    if config.train.cross_entropy == "dense":
+        if chunk != default:
+            yield f"train.cross_entropy_chunk={chunk} has no effect without train.cross_entropy=chunked: add that, or leave it out."
+    elif config.objective.task == "classification":
+        yield "train.cross_entropy=chunked has no effect on a classifier, whose head has no vocabulary: leave it out."
+
+
 def _stop_fits(config: Config) -> Iterator[str]:
     steps, stop = config.train.steps, config.train.stop_after
     if stop is not None and stop > steps:
@@ -342,6 +351,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _schedule_fits,
     _stop_fits,
     _recompute_fits,
+    _head_fits,
     _rows_fit,
     _something_to_evaluate,
     _something_to_sample,

@@ -191,6 +191,7 @@ class EngineJob:
         accumulation: most micro-batches per step on one rank.
         max_norm: to which gradients are clipped; None: they are not.
         recompute: which blocks are computed again for their backward (trainer.parallel.activation.Recompute); None: none.
+        chunk: so many slots of a micro-batch have logits at a time; None: all.
     """
 
     skeleton: Any
@@ -205,6 +206,7 @@ class EngineJob:
     accumulation: int
     max_norm: float | None
     recompute: Any = None
+    chunk: int | None = None
 
 
 class Strategy(Protocol):

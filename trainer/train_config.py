@@ -33,6 +33,13 @@ class TrainConfig:
         aliases=("gradient_checkpointing", "recompute", "activation_recompute"),
     )
     activation_checkpointing_every: int = setting(1, "of so many blocks one is computed again", minimum=1)
+    cross_entropy: str = setting(
+        "dense",
+        "how the head makes losses: dense, or chunked: the logits of a micro-batch never exist at once, and are computed again in the backward",
+        choices=("dense", "chunked"),
+        aliases=("fused_linear_cross_entropy", "chunked_cross_entropy"),
+    )
+    cross_entropy_chunk: int = setting(1024, "chunked: so many tokens have logits at a time", minimum=1)
     seed: int = setting(0, "seed of weights, sample order and dropout", minimum=0, aliases=("random_seed",))
     stop_after: int | None = setting(
         None, "stop after this step with a checkpoint, exit 0; the schedule stays that of train.steps", minimum=1

@@ -51,7 +51,7 @@ def build_deepspeed(job: EngineJob, settings: dict[str, Any]) -> DeepSpeedEngine
             f"{frozen} is frozen, and under bf16 DeepSpeed keeps frozen parameters in bf16 only: use strategy=fsdp or precision=fp32."
         )
     tied = aliases(model)
-    head = swap_head(model, ending)
+    head = swap_head(model, ending, job.chunk)
     recompute_blocks(blocks_of(model, family), job.recompute)
     with ExitStack() as told:
         told.enter_context(_local_rank(job.device))

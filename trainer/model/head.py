@@ -1,7 +1,7 @@
 """The output head, swapped in place by class: given labels, it returns per-token negative log-likelihood instead of logits.
 
-Module names, ``generate`` and the sharding root stay as they are. Full logits then exist only inside the head, so that a chunked or
-vocabulary-parallel form can take this one's place without anybody else noticing.
+Module names, ``generate`` and the sharding root stay as they are. Full logits then exist only inside the head, where nobody notices whether they
+exist at all: in chunks (trainer.model.chunked) or split over ranks (trainer.parallel.vocabulary) they do not.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.model.attention import attending
+from trainer.model.chunked import ChunkedLikelihood
 from trainer.model.families import Family, Head
 from trainer.types import IGNORE, Scores
 
@@ -38,33 +39,50 @@ class Asked:
 
 
 class DenseHead(nn.Linear):
-    """A linear head over the whole vocabulary."""
+    """A linear head over the whole vocabulary.
+
+    Attributes:
+        asked: what it is asked; None: logits.
+        chunk: so many slots have logits at a time where it is asked; None: all.
+    """
 
     asked: Asked | None
+    chunk: int | None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits (..., V); or, inside ``asking``, negative log-likelihoods (...) in fp32, 0 where the label is -100."""
-        logits = super().forward(hidden)
         asked = self.asked
         if asked is None:
-            return logits
-        if asked.bias is not None:
-            logits = logits + asked.bias
-        flat = logits.flatten(0, -2).float()
-        if not self.training:
-            asked.hits = (flat.argmax(-1) == asked.labels.flatten()).view(asked.labels.shape)
-        nll = F.cross_entropy(flat, asked.labels.flatten(), ignore_index=IGNORE, reduction="none")
-        return nll.view(asked.labels.shape).clone()  # a copy, not a view: FSDP hooks its backward onto the model's output
+            return super().forward(hidden)
+        hits: list[Tensor] = []
+        look = None if self.training else lambda logits, labels: hits.append(logits.argmax(-1) == labels)
+        labels = asked.labels.flatten()
+        if self.chunk is None:
+            logits = super().forward(hidden)
+            flat = (logits if asked.bias is None else logits + asked.bias).flatten(0, -2).float()
+            if look:
+                look(flat, labels)
+            nll = F.cross_entropy(flat, labels, ignore_index=IGNORE, reduction="none")
+        else:
+            nll = ChunkedLikelihood.apply(hidden.flatten(0, -2), self.weight, self.bias, asked.bias, labels, self.chunk, 0, None, look)
+        return answer(asked, nll, hits)
 
 
-def swap_head(model: nn.Module, head: Head) -> DenseHead | None:
+def answer(asked: Asked, nll: Tensor, hits: list[Tensor]) -> Tensor:
+    """Likelihoods (N,) in the shape of the labels; what was looked at of ``hits`` is kept."""
+    if hits:
+        asked.hits = torch.cat(hits).view(asked.labels.shape)
+    return nll.view(asked.labels.shape).clone()  # a copy, not a view: FSDP hooks its backward onto the model's output
+
+
+def swap_head(model: nn.Module, head: Head, chunk: int | None = None) -> DenseHead | None:
     """Makes the linear layer of ``head`` a ``DenseHead``, keeping its parameters and its name; None where logits are taken as they are."""
     if head.linear is None:
         return None
     linear = model.get_submodule(head.linear)
     assert type(linear) is nn.Linear, f"the head {head.linear} is a {type(linear).__name__}, not a plain Linear"
     linear.__class__ = DenseHead
-    linear.asked = None  # type: ignore[assignment]
+    linear.asked, linear.chunk = None, chunk  # type: ignore[assignment]
 
     def only_targets(block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """What the head does for slots without a target is never needed: they do not reach it."""

@@ -70,7 +70,7 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
     tied = aliases(model)
 
     ending = job.skeleton.head
-    head = swap_head(model, ending)
+    head = swap_head(model, ending, job.chunk)
 
     splits = mesh["tensor"].size() > 1
     split = shard_tensors(model, family, head, tied, mesh["tensor"], layout.sequence_parallel) if splits else Split()

@@ -81,7 +81,7 @@ def _stage(job: EngineJob, layout: Layout, where: Places, index: int, feed: Feed
     stages, family, mesh, ending = layout.stages, job.skeleton.family, job.mesh, job.skeleton.head
     assert stages is not None
     model: Any = copy.deepcopy(job.skeleton.model)
-    head: DenseHead | None = swap_head(model, ending)
+    head: DenseHead | None = swap_head(model, ending, job.chunk)
     splits = mesh["tensor"].size() > 1
     split = shard_tensors(model, family, head, aliases(model), mesh["tensor"], layout.sequence_parallel) if splits else Split()
     blocks, dtype = stages.blocks(index), DTYPES[job.precision.compute]

@@ -17,7 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from trainer.distributed.sharding import local_index
-from trainer.model.head import DenseHead
+from trainer.model.chunked import ChunkedLikelihood
+from trainer.model.head import DenseHead, answer
 from trainer.types import IGNORE
 
 
@@ -51,18 +52,27 @@ class ShardedHead(DenseHead):
         # Each rank's gradient with respect to what it was given is a part of the whole: to be summed.
         hidden = DTensor.from_local(hidden, mesh, [Replicate()], run_check=False).to_local(grad_placements=[Partial()])
         rows, first, size = _own(self.weight)
-        logits = F.linear(hidden, rows, None if self.bias is None else _own(self.bias)[0])
+        bias = None if self.bias is None else _own(self.bias)[0]
         asked = self.asked
         if asked is None:
+            logits = F.linear(hidden, rows, bias)
             shape = torch.Size((*logits.shape[:-1], size))
             gathered = DTensor.from_local(logits, mesh, [Shard(logits.ndim - 1)], run_check=False, shape=shape, stride=_strides(shape))
             return gathered.full_tensor()
-        if asked.bias is not None:
-            logits = logits + asked.bias[:, first : first + rows.size(0)]
-        flat, labels = logits.flatten(0, -2).float(), asked.labels.flatten()
-        if not self.training:
-            asked.hits = _hits(flat.detach(), labels, first, mesh.get_group()).view(asked.labels.shape)
-        return _Likelihood.apply(flat, labels, first, mesh.get_group()).view(asked.labels.shape).clone()  # as in DenseHead
+        added = None if asked.bias is None else asked.bias[:, first : first + rows.size(0)]
+        hits: list[Tensor] = []
+        look = None if self.training else lambda logits, labels: hits.append(_hits(logits, labels, first, mesh.get_group()))
+        labels = asked.labels.flatten()
+        if self.chunk is None:
+            logits = F.linear(hidden, rows, bias)
+            flat = (logits if added is None else logits + added).flatten(0, -2).float()
+            if look:
+                look(flat.detach(), labels)
+            nll = _Likelihood.apply(flat, labels, first, mesh.get_group())
+        else:
+            own = hidden.flatten(0, -2)
+            nll = ChunkedLikelihood.apply(own, rows, bias, added, labels, self.chunk, first, mesh.get_group(), look)
+        return answer(asked, nll, hits)
 
 
 class _Likelihood(torch.autograd.Function):

@@ -39,7 +39,7 @@ def compared(*pairs):
     return [(ours.detach().tolist(), theirs.detach().tolist()) for ours, theirs in pairs]
 
 
-def head_and_whole(has_bias, added):
+def head_and_whole(has_bias, added, chunk):
     """On a rank: what the split head and a whole one make of the same: logits, likelihoods, gradients, hits."""
     from trainer.model.head import Asked, asking
     from trainer.parallel.vocabulary import ShardedHead
@@ -51,7 +51,7 @@ def head_and_whole(has_bias, added):
     later = torch.randn(1, WORDS) if added else None
     ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
     head = split(linear, ShardedHead, mesh)
-    head.asked = None
+    head.asked, head.chunk = None, chunk
     logits, plain = head(hidden), F.linear(hidden, *whole)
     labels[0, 0] = (plain + (later if added else 0))[0, 0].argmax()  # one at least is right
     asked = Asked(labels, bias=later)
@@ -69,9 +69,10 @@ def head_and_whole(has_bias, added):
     return compared((logits, plain), (nll, wanted), (ours.grad, theirs.grad), *gradients, *hits)
 
 
+@pytest.mark.parametrize("chunk", [None, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("has_bias", "added"), [pytest.param(False, False, marks=pytest.mark.slow), (True, True)])
-def test_the_likelihood_and_its_gradients_are_those_of_all_words(has_bias, added):
-    for pairs in run_ranks(head_and_whole, RANKS, has_bias, added):
+def test_the_likelihood_and_its_gradients_are_those_of_all_words(has_bias, added, chunk):
+    for pairs in run_ranks(head_and_whole, RANKS, has_bias, added, chunk):
         for ours, theirs in pairs:
             torch.testing.assert_close(torch.tensor(ours).double(), torch.tensor(theirs).double(), rtol=1e-5, atol=1e-6)
         likelihoods = torch.tensor(pairs[1][0]).flatten()
@@ -79,7 +80,7 @@ def test_the_likelihood_and_its_gradients_are_those_of_all_words(has_bias, added
         assert {False, True} == {hit for row in pairs[-1][0] for hit in row}, "a head that is never right, or always, proves nothing"
 
 
-def ties():
+def ties(chunk):
     """On a rank: which labels the head calls likeliest, where words of both ranks are equally likely."""
     from trainer.model.head import Asked, asking
     from trainer.parallel.vocabulary import ShardedHead
@@ -88,6 +89,7 @@ def ties():
     linear = torch.nn.Linear(1, WORDS, bias=False)
     linear.weight.data = torch.tensor([0.0, 1, 1, 0, 1, 1, 0])[:, None]  # words 1, 2 of the first rank; 4, 5 of the second
     head = split(linear, ShardedHead, mesh).eval()
+    head.chunk = chunk
     asked = Asked(torch.arange(WORDS))
     with asking(head, asked):
         head(torch.ones(WORDS, 1))
@@ -95,8 +97,9 @@ def ties():
 
 
 @pytest.mark.slow
-def test_of_equally_likely_words_the_first_counts_as_argmax_has_it():
-    assert run_ranks(ties, RANKS) == [[word == 1 for word in range(WORDS)]] * RANKS
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_of_equally_likely_words_the_first_counts_as_argmax_has_it(chunk):
+    assert run_ranks(ties, RANKS, chunk) == [[word == 1 for word in range(WORDS)]] * RANKS
 
 
 def embedding_and_whole(padding, scale):
