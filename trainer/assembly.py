@@ -34,6 +34,7 @@ from trainer.model.weights import FromSafetensors, FromSeed, Unfilled
 from trainer.objective.additive import missing_packages, objective_problems
 from trainer.optimizer.adamw import build_adamw
 from trainer.parallel.activation import Recompute, recompute_problems
+from trainer.parallel.compiling import compile_problems
 from trainer.protocols import Engine, EngineJob, Order, Strategy
 from trainer.session.job import Job
 from trainer.types import Batch, Context, Needs, RunState
@@ -65,6 +66,7 @@ def open_job(config: Config, launch: Launch) -> Job:
         problems = objective_problems(config.objective, corpus.samples("train"), context, num_outputs)
     problems += recompute_problems(blocks_of(skeleton.model, skeleton.family), _recompute(config))
     device, console = choose_device(config.run.device, launch), Console(quiet=launch.rank > 0)
+    problems += compile_problems(config.train.compile, device)
     problems += _asked(config.strategy, "problems", skeleton, config.precision, launch, device) or []
     if (
         not problems
@@ -129,6 +131,7 @@ def build_engine(job: Job, resumed: bool = False, learns: bool = True) -> Engine
         accumulation=-(-config.train.global_batch // (degrees.data * config.train.micro_batch)),
         max_norm=config.optimizer.max_grad_norm,
         recompute=_recompute(config),
+        compiles=config.train.compile,
         chunk=config.train.cross_entropy_chunk if config.train.cross_entropy == "chunked" else None,
     )
     return config.strategy.build(engine_job)

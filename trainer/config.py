@@ -253,6 +253,17 @@ def _recompute_fits(config: Config) -> Iterator[str]:
         yield f"train.activation_checkpointing_every={every} has no effect without train.activation_checkpointing: add =full, or leave it out."
 
 
+def _compile_fits(config: Config) -> Iterator[str]:
+    schedule = getattr(config.strategy, "schedule", None)
+    if config.train.compile and isinstance(config.strategy, ZeroStrategy):
+        yield f"train.compile=true does not go with strategy={config.strategy.name}, whose hooks work inside of blocks: use fsdp, or leave it out."
+    if config.train.compile and schedule in SPLIT:
+        yield (
+            f"train.compile=true makes one backward of a block, and strategy.schedule={schedule} goes back through it twice: "
+            "use another schedule, or leave it out."
+        )
+
+
 def _head_fits(config: Config) -> Iterator[str]:
     chunk, default = config.train.cross_entropy_chunk, TrainConfig().cross_entropy_chunk
     if config.train.cross_entropy == "dense":
@@ -352,6 +363,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _stop_fits,
     _recompute_fits,
     _head_fits,
+    _compile_fits,
     _rows_fit,
     _something_to_evaluate,
     _something_to_sample,

@@ -192,6 +192,7 @@ class EngineJob:
         max_norm: to which gradients are clipped; None: they are not.
         recompute: which blocks are computed again for their backward (trainer.parallel.activation.Recompute); None: none.
         chunk: so many slots of a micro-batch have logits at a time; None: all.
+        compiles: whether blocks run as compiled code (trainer.parallel.compiling).
     """
 
     skeleton: Any
@@ -207,6 +208,7 @@ class EngineJob:
     max_norm: float | None
     recompute: Any = None
     chunk: int | None = None
+    compiles: bool = False
 
 
 class Strategy(Protocol):

@@ -40,6 +40,9 @@ class TrainConfig:
         aliases=("fused_linear_cross_entropy", "chunked_cross_entropy"),
     )
     cross_entropy_chunk: int = setting(1024, "chunked: so many tokens have logits at a time", minimum=1)
+    compile: bool = setting(
+        False, "run each block as code that torch.compile makes of it; the first steps take longer", aliases=("torch_compile",)
+    )
     seed: int = setting(0, "seed of weights, sample order and dropout", minimum=0, aliases=("random_seed",))
     stop_after: int | None = setting(
         None, "stop after this step with a checkpoint, exit 0; the schedule stays that of train.steps", minimum=1

@@ -70,7 +70,7 @@ def test_evaluation_says_the_same(task, tmp_path, strategy, ranks):
         return line
 
     dense, chunked = evaluation(), evaluation(*CHUNKED)
-    assert chunked["accuracy"] == dense["accuracy"] > 0
+    assert chunked["masked_accuracy"] == dense["masked_accuracy"] > 0
     assert chunked["loss"] == pytest.approx(dense["loss"], rel=1e-5)
 
 
@@ -86,8 +86,9 @@ def largest_of_a_step(arguments):
 
 @pytest.mark.parametrize("family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "t5", "bart"))])
 def test_no_tensor_of_a_step_has_the_size_of_all_logits(task, family):
-    arguments = last_wins([*task(family), "data.tokenizer.vocab_size=1500", "train.micro_batch=16"])
+    narrow = [] if family == "gpt2" else ["model.intermediate_size=64"]
+    arguments = last_wins([*task(family), *narrow, "data.tokenizer.vocab_size=1500", "train.micro_batch=16"])
     ((dense, logits),) = run_ranks(largest_of_a_step, 1, arguments)
     ((chunked, _),) = run_ranks(largest_of_a_step, 1, [*arguments, "train.cross_entropy=chunked", "train.cross_entropy_chunk=32"])
     assert dense == logits
-    assert chunked < 0.5 * logits
+    assert chunked < 0.4 * logits

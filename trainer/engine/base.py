@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.distributed.log import LOGGER
 from trainer.engine.data_ranks import DataRanks
 from trainer.engine.loop import Loop
 from trainer.engine.observe import observe_compute
+from trainer.parallel.compiling import compile_seconds, uncompiled
 from trainer.parallel.parallelize import Parallelized
 from trainer.protocols import EngineJob
 from trainer.types import Batch, LossTerms, Scores
@@ -32,7 +34,7 @@ class BaseEngine:
         self._ranks = DataRanks(job.device, job.mesh, speaks=parts.pipeline is None or parts.pipeline.stages[-1].is_last)
         self.data_rank, self.data_size = self._ranks.rank, self._ranks.size
         self._loop = (_pipeline_runner() if parts.pipeline else Loop)(parts, job, self.data_rank, self.data_size)
-        self._first_block = parts.first_block
+        self._first_block, self._compiles = parts.first_block, job.compiles
         self._peak_rates = [group["lr"] for group in parts.optimizer.param_groups]
         self._dtypes: dict[str, str] = {}
         parts.model.train()
@@ -58,7 +60,7 @@ class BaseEngine:
             with torch.no_grad(), self._parts.pipeline.assembled() as model:
                 yield model, {"synced_gpus": False}
             return
-        with torch.no_grad(), self._evaluating():
+        with torch.no_grad(), self._evaluating(), uncompiled(self._compiles):
             self._parts.gather_root()  # an encoder-decoder's ``generate`` calls the encoder past the root, which would gather its own
             yield self._parts.model, {"synced_gpus": self._in_step}
 
@@ -86,9 +88,12 @@ class BaseEngine:
         """
         if self._dtypes:
             return self._loop.run(step, micro_batches, counts)
+        begun = compile_seconds() if self._compiles else 0.0
         with observe_compute(self._first_block) as seen:
             local = self._loop.run(step, micro_batches, counts)
         self._dtypes = seen | self._kept_dtypes()
+        if self._compiles:
+            LOGGER.info("step %d compiled the blocks in %.1f s", step, compile_seconds() - begun)
         return local
 
     def _set_rates(self, scale: float) -> None:

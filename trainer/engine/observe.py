@@ -21,15 +21,16 @@ def observe_compute(block: nn.Module) -> Iterator[dict[str, str]]:
     """
     seen: dict[str, str] = {}
 
-    def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        assert isinstance(module.weight, Tensor)
-        seen["compute"] = NAMES[module.weight.dtype]
+    layer = next(module for module in block.modules() if getattr(module, "weight", None) is not None and len(_size(module.weight)) == 2)
+
+    def look(block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        hidden = next(value for value in (*arguments, *named.values()) if isinstance(value, Tensor))
+        assert isinstance(layer.weight, Tensor)
+        seen["compute"] = NAMES[layer.weight.dtype]
         seen["activations"] = NAMES[hidden.dtype]
 
-    # A layer inside the block, not the block: when a block's own hook runs, its gathered parameters have been freed again.
-    layer = next(module for module in block.modules() if getattr(module, "weight", None) is not None and len(_size(module.weight)) == 2)
-    handle = layer.register_forward_hook(look)
+    # Before the block runs, and behind what gathers its parameters, which are freed again after it. Nothing inside may be hooked: it is compiled.
+    handle = block.register_forward_pre_hook(look, with_kwargs=True)
     try:
         yield seen
     finally:

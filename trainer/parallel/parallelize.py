@@ -1,6 +1,6 @@
 """From a skeleton on meta to a model that trains: every step in its one order, for every engine.
 
-The order is: head → tensor → activation checkpointing → shard → fill → replicate → optimizer. What changes the modules comes before what cuts them up, what cuts them up
+The order is: head → tensor → activation checkpointing → compile → shard → fill → replicate → optimizer. What changes the modules comes before what cuts them up, what cuts them up
 before what allocates, and the optimizer last, because it must see the parameters that will be trained.
 """
 
@@ -22,6 +22,7 @@ from trainer.model.skeleton import blocks_of
 from trainer.optimizer.adamw import make_moments
 from trainer.parallel import ddp, fsdp
 from trainer.parallel.activation import recompute_blocks
+from trainer.parallel.compiling import compile_blocks
 from trainer.parallel.layout import Layout
 from trainer.parallel.pipeline import Pipelined
 from trainer.parallel.tensor import Split, shard_tensors
@@ -76,6 +77,7 @@ def parallelize(job: EngineJob, layout: Layout) -> Parallelized:
     split = shard_tensors(model, family, head, tied, mesh["tensor"], layout.sequence_parallel) if splits else Split()
 
     recompute_blocks(blocks_of(model, family), job.recompute)
+    compile_blocks(blocks_of(model, family), job.compiles)
 
     is_sharded = layout.fully_shard or (splits and mesh["replicate"].size() > 1)
     if is_sharded:

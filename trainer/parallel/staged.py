@@ -22,6 +22,7 @@ from trainer.model.names import aliases, named_owners
 from trainer.model.skeleton import blocks_of
 from trainer.parallel import fsdp
 from trainer.parallel.activation import recompute_blocks
+from trainer.parallel.compiling import compile_blocks
 from trainer.parallel.cutting import Places, cut, encoder_path, encodes_only, places
 from trainer.parallel.layout import Layout
 from trainer.parallel.parallelize import Parallelized, allocate, fill, with_moments
@@ -87,6 +88,7 @@ def _stage(job: EngineJob, layout: Layout, where: Places, index: int, feed: Feed
     blocks, dtype = stages.blocks(index), DTYPES[job.precision.compute]
     present = blocks_of(model, family)[blocks.start : blocks.stop]
     recompute_blocks(present, job.recompute, first=blocks.start)
+    compile_blocks(present, job.compiles)
     known = cut(model, family, where, blocks, dtype, ending.bias, job.device)
     is_last = index == stages.count - 1
     # FSDP casts for every call and drops what it cast: autograd would keep it for each micro-batch in flight.

@@ -46,6 +46,7 @@ def opening_facts(job: Job, folder: Path, data_size: int, done: int) -> dict[str
         "batch": _batch(job, data_size),
         **_pipeline(job, data_size),
         **_recomputed(job),
+        **_compiled(job),
         **_mfu(job),
         **_data(job, data_size),
         "steps": f"{train.steps:,}{_amount(job)}{more}",
@@ -117,6 +118,11 @@ def _recomputed(job: Job) -> dict[str, str]:
     which = "each block is" if every == 1 else f"1 of {every} blocks is"
     kept = ", but for matrix products and attention" if kind == "selective" else ""
     return {"memory": f"{which} computed again for its backward{kept}"} if kind else {}
+
+
+def _compiled(job: Job) -> dict[str, str]:
+    """That steps will not be as slow as the first."""
+    return {"compile": "each block, while the first steps run, which take longer"} if job.config.train.compile else {}
 
 
 def _mfu(job: Job) -> dict[str, str]:
