@@ -93,6 +93,13 @@ def vocabulary(result: dict[str, Any]) -> Iterator[Row]:
         yield f"Time of that step, {precision}", "none", times, None
 
 
+def compiled(result: dict[str, Any]) -> Iterator[Row]:
+    ways, setting = result["ways"], result["setting"]
+    times = f"{ways['compiled']['step'] * 1e3:.0f} of {ways['eager']['step'] * 1e3:.0f} ms: {result['ratio']:.2f} x"
+    yield f"CPU time of a step with `train.compile=true`, of that without: {setting['model']}", "none", times, None
+    yield "CPU time that compiling adds to the first step, nothing cached", "none", f"{result['seconds_to_compile']:.0f} s", None
+
+
 def startup(result: dict[str, Any]) -> Iterator[Row]:
     questions = {
         "help": "CPU time of `python train.py --help`",
@@ -146,6 +153,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "zero": zero,
     "pipeline": pipeline,
     "vocabulary": vocabulary,
+    "compile": compiled,
     "startup": startup,
     "default_run": default_run,
     "minilm_vader": minilm_vader,
