@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch.optim import SGD
 from transformers import AutoTokenizer
@@ -28,7 +29,10 @@ from trainer.distributed.mesh import build_mesh
 from trainer.distributed.process_group import choose_device
 from trainer.errors import Refused
 from trainer.evaluation import Evaluator, Writer
+from trainer.model.attention import attend_with
+from trainer.model.documents import wants_documents, with_documents
 from trainer.model.gate import model_problems
+from trainer.model.kernels import choose
 from trainer.model.skeleton import Skeleton, blocks_of, build_skeleton
 from trainer.model.weights import FromSafetensors, FromSeed, Unfilled
 from trainer.objective.additive import missing_packages, objective_problems
@@ -67,6 +71,7 @@ def open_job(config: Config, launch: Launch) -> Job:
     problems += recompute_problems(blocks_of(skeleton.model, skeleton.family), _recompute(config))
     device, console = choose_device(config.run.device, launch), Console(quiet=launch.rank > 0)
     problems += compile_problems(config.train.compile, device)
+    problems += _choose_attention(config, skeleton, device, corpus.packed)
     problems += _asked(config.strategy, "problems", skeleton, config.precision, launch, device) or []
     if (
         not problems
@@ -99,8 +104,17 @@ def _open_corpus(config: Config, needs: Needs, pretrained: str | None) -> Corpus
 
 
 def collator(job: Job) -> Callable[..., Batch]:
-    """The objective's ``collate`` with all that it may know."""
-    return partial(job.config.objective.collate, context=job.context)
+    """The objective's ``collate`` with all that it may know, and with what the attention of the model wants to be told."""
+    collate = partial(job.config.objective.collate, context=job.context)
+    return with_documents(collate) if wants_documents(job.skeleton.model.config) else collate
+
+
+def _choose_attention(config: Config, skeleton: Skeleton, device: torch.device, packed: bool) -> list[str]:
+    """Gives the model the kernel that it shall attend with; why not, if it cannot have the one that was asked for."""
+    train, apart = config.train, packed or not skeleton.family.causal
+    kernel, problem = choose(train.attention, skeleton, device, config.precision.compute, train.activation_checkpointing, apart)
+    attend_with(kernel, skeleton.model.config)
+    return [problem] if problem else []
 
 
 def _context(config: Config, corpus: Corpus, skeleton: Skeleton) -> Context:

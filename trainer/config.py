@@ -17,6 +17,7 @@ from trainer.errors import Refused
 from trainer.model.config import Model, RunSampleConfig
 from trainer.model.decoders import Gpt2, Llama
 from trainer.model.encoders import Bert, Roberta
+from trainer.model.kernels import setting_problem
 from trainer.model.pretrained import EncoderDecoder, FromConfig, Packaged, Pretrained
 from trainer.model.seq2seq import T5, Bart
 from trainer.objective.causal_lm import CausalLM
@@ -273,6 +274,12 @@ def _head_fits(config: Config) -> Iterator[str]:
         yield "train.cross_entropy=chunked has no effect on a classifier, whose head has no vocabulary: leave it out."
 
 
+def _attention_fits(config: Config) -> Iterator[str]:
+    asked, recompute = config.train.attention, config.train.activation_checkpointing
+    if asked and (why := setting_problem(asked, config.model.attention, config.precision.compute, recompute, config.run.device)):
+        yield f"train.attention={asked}: {why}."
+
+
 def _stop_fits(config: Config) -> Iterator[str]:
     steps, stop = config.train.steps, config.train.stop_after
     if stop is not None and stop > steps:
@@ -364,6 +371,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _recompute_fits,
     _head_fits,
     _compile_fits,
+    _attention_fits,
     _rows_fit,
     _something_to_evaluate,
     _something_to_sample,

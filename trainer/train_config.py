@@ -43,6 +43,12 @@ class TrainConfig:
     compile: bool = setting(
         False, "run each block as code that torch.compile makes of it; the first steps take longer", aliases=("torch_compile",)
     )
+    attention: str | None = setting(
+        None,
+        "how attention keeps packed documents and padding apart: by a mask (sdpa), or by torch's kernels that know where documents begin, which "
+        "need CUDA: varlen (bf16), flex; None: varlen where device, precision and model have it, else sdpa",
+        choices=("sdpa", "varlen", "flex"),
+    )
     seed: int = setting(0, "seed of weights, sample order and dropout", minimum=0, aliases=("random_seed",))
     stop_after: int | None = setting(
         None, "stop after this step with a checkpoint, exit 0; the schedule stays that of train.steps", minimum=1

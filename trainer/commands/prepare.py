@@ -37,7 +37,9 @@ def run(config: Config, num_shown: int = 0) -> int:
     from trainer.commands.show import show
     from trainer.distributed.launch import Launch
 
-    job = open_job(replace(config, run=replace(config.run, device="cpu")), Launch())  # no model is filled: any machine will do
+    # No model is filled: any machine will do.
+    anywhere = replace(config, run=replace(config.run, device="cpu"), train=replace(config.train, attention=None))
+    job = open_job(anywhere, Launch())
     if job.corpus.counts[TRAIN]["documents"]:  # none of a set that is read while training
         _print(summary(job.corpus, config.data.shares()))
     show(job, num_shown)

@@ -108,7 +108,7 @@ def config_of(checkpoint: Path, arguments: Sequence[str], world_size: int, confi
         trained,
         checkpoint=CheckpointConfig(),
         run=replace(trained.run, dir=None, device=None),
-        train=replace(trained.train, stop_after=None),
+        train=replace(trained.train, stop_after=None, attention=None),  # the best of the device that is here
     )
     groups: dict[str, list[str]] = {group: [] for group in (*schemas(), *GLOBAL)}
     valid = [override for override in overrides if override.valid]

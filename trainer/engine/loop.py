@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trainer.model.attention import drop_plain
+from trainer.model.documents import as_mask, longest_document
 from trainer.parallel.dropout import Draws
 from trainer.parallel.parallelize import Parallelized
 from trainer.protocols import EngineJob
@@ -80,6 +81,8 @@ class Loop:
 def send(batch: Batch, device: torch.device) -> Batch:
     """The micro-batch on ``device``, without what says nothing."""
     inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in drop_plain(batch.inputs).items()}
+    if "documents" in inputs:
+        inputs["documents"] = as_mask(inputs["documents"], longest_document(batch.inputs["documents"]))
     places = None if batch.places is None else batch.places.to(device, non_blocking=True)
     return replace(batch, inputs=inputs, labels=batch.labels.to(device, non_blocking=True), places=places)
 

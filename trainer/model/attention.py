@@ -2,26 +2,35 @@
 
 Given position ids, transformers finds out by itself whether rows are packed, and given a padding mask whether anything is padded, but it
 asks the device, and every forward then waits for everything queued before it. Here the question is answered before the batch is sent, and
-the model is told: by a mask that it takes as it is, or by an attention implementation that has none.
+the model is told: by a mask that it takes as it is, or by an attention implementation that has none. Kernels that are told of documents
+instead of masks are in documents.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import and_
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from trainer.model.documents import FLEX, IMPLEMENTATIONS, block_mask, document_numbers
 from trainer.model.families import Family
+from trainer.model.kernels import has_windows
 
 CAUSAL = "isotrain_causal"
 """SDPA under a name for which transformers makes no mask: a row is one causal sequence."""
 
 _IMPLEMENTATION = "_attn_implementation_internal"
 """Where a transformers config keeps what ``config._attn_implementation`` gives."""
+
+_OURS = ("lengths", "documents")
+"""Inputs that no model knows."""
 
 AttentionInterface.register(CAUSAL, sdpa_attention_forward)
 
@@ -60,6 +69,12 @@ def padded_mask(lengths: Tensor, width: int) -> Tensor:
     return (torch.arange(width, device=lengths.device) < lengths[:, None])[:, None, None, :]
 
 
+def attend_with(kernel: str, config: PreTrainedConfig) -> None:
+    """Lets a model of this config attend with a kernel of ``trainer.model.kernels``, from now on; ``sdpa`` leaves it as it was built."""
+    if kernel != "sdpa":
+        vars(config)[_IMPLEMENTATION] = IMPLEMENTATIONS[kernel]
+
+
 @contextmanager
 def causal_rows(config: PreTrainedConfig) -> Iterator[None]:
     """While inside, a model with this config and SDPA attention takes each row for one causal sequence."""
@@ -73,9 +88,8 @@ def causal_rows(config: PreTrainedConfig) -> Iterator[None]:
 
 
 def attends_fully(config: PreTrainedConfig) -> bool:
-    """Whether all layers share the one mask that is made here: SDPA without sliding windows. Others are left to transformers."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return config._attn_implementation == "sdpa" and kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
+    """Whether all layers share the one mask that is made here: no eager attention, no sliding windows. Others are left to transformers."""
+    return config._attn_implementation in ("sdpa", FLEX) and not has_windows(config)
 
 
 @contextmanager
@@ -87,37 +101,56 @@ def attending(
     Args:
         config: the model's.
         family: the model's.
-        inputs: with ``position_ids`` (B, L) where, and only where, rows are packed, and ``lengths`` (B,) where they are padded.
+        inputs: with ``position_ids`` (B, L) where, and only where, rows are packed, ``lengths`` (B,) where they are padded, and ``documents``
+            (trainer.model.documents.as_mask) where, and only where, the kernel wants to know where they begin.
         dtype: of the attention scores.
     """
-    told = {name: tensor for name, tensor in inputs.items() if name != "lengths"}
+    told = {name: tensor for name, tensor in inputs.items() if name not in _OURS}
     if "attention_mask" in told:
         yield told
+    elif "documents" in inputs:
+        yield told | _positions(config, family, inputs) | {"attention_mask": inputs["documents"]}
     elif not family.causal:
-        yield told | _seen_both_ways(config, family, inputs, dtype)
+        yield told | _positions(config, family, inputs) | _seen_both_ways(config, inputs, dtype)
     elif not attends_fully(config):
         yield told
     elif "position_ids" in told:
-        yield told | {"attention_mask": packed_mask(told["position_ids"])}
+        yield told | {"attention_mask": _packed(config, inputs, causal=True)}
     else:
         with causal_rows(config):
             yield told
 
 
-def _seen_both_ways(config: PreTrainedConfig, family: Family, inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The positions of a model whose ``input_ids`` see each other both ways, and its mask; none where all rows are full and plain."""
+def _positions(config: PreTrainedConfig, family: Family, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The positions as the model counts them; none where it counts them like that by itself."""
+    if (positions := inputs.get("position_ids")) is not None:
+        return {"position_ids": positions + family.offset(config)}
+    if family.first_position is None:
+        return {}
+    # Left to itself, the model would skip the padding id inside a text too.
+    slots = torch.arange(inputs["input_ids"].shape[1], device=inputs["input_ids"].device)
+    return {"position_ids": slots[None] + family.offset(config)}
+
+
+def _packed(config: PreTrainedConfig, inputs: dict[str, Tensor], causal: bool) -> Any:
+    """The mask of packed rows, as the model's attention takes it."""
+    if config._attn_implementation == FLEX:
+        return block_mask(document_numbers(inputs), causal)
+    return packed_mask(inputs["position_ids"], causal)
+
+
+def _seen_both_ways(config: PreTrainedConfig, inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """The mask of a model whose ``input_ids`` see each other both ways; none where all rows are full and plain."""
     positions, lengths = inputs.get("position_ids"), inputs.get("lengths")
-    told: dict[str, Tensor] = {}
+    if positions is None and lengths is None:
+        return {}
+    if config._attn_implementation == FLEX:
+        return {"attention_mask": _packed(config, inputs, causal=False)}
+    masks = [] if positions is None else [packed_mask(positions, causal=False)]
     if lengths is not None:
-        told["attention_mask"] = padded_mask(lengths, inputs["input_ids"].shape[1])
-    if positions is not None:
-        told["position_ids"] = positions + family.offset(config)
-        packed = packed_mask(positions, causal=False)
-        told["attention_mask"] = packed if lengths is None else packed & told["attention_mask"]
-    elif family.first_position is not None:  # left to itself, the model would skip the padding id inside a text too
-        slots = torch.arange(inputs["input_ids"].shape[1], device=inputs["input_ids"].device)
-        told["position_ids"] = slots[None] + family.offset(config)
-    if "attention_mask" in told and config._attn_implementation != "sdpa":  # the others add their mask to the scores
-        seen = torch.zeros((), dtype=dtype, device=told["attention_mask"].device)
-        told["attention_mask"] = seen.where(told["attention_mask"], torch.finfo(dtype).min)
-    return told
+        masks.append(padded_mask(lengths, inputs["input_ids"].shape[1]))
+    mask = reduce(and_, masks)
+    if config._attn_implementation != "sdpa":  # the others add their mask to the scores
+        seen = torch.zeros((), dtype=dtype, device=mask.device)
+        mask = seen.where(mask, torch.finfo(dtype).min)
+    return {"attention_mask": mask}

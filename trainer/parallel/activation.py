@@ -66,5 +66,5 @@ def recompute_problems(blocks: Sequence[nn.Module], recompute: Recompute | None)
 
 
 def _policy(context: Any, operation: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
-    keeps = operation in _KEPT or operation.namespace == "_c10d_functional"
+    keeps = operation in _KEPT or operation.namespace in ("_c10d_functional", "torch_attn")
     return CheckpointPolicy.MUST_SAVE if keeps else CheckpointPolicy.PREFER_RECOMPUTE

@@ -20,11 +20,20 @@ from trainer.data.loader import deal
 from trainer.data.stream_config import Streamed
 from trainer.data.streaming import StreamedCorpus
 from trainer.distributed.degrees import AXES, Degrees
+from trainer.model.documents import FLEX, VARLEN
 from trainer.parallel.stages import SPLIT, bubble
 from trainer.session.job import Job
 from trainer.session.passport import version
 from trainer.trainer import Outcome, Plan
 from trainer.types import Needs
+
+ATTENTION = {
+    "eager": "eager",
+    "sdpa": "SDPA, under a mask where a row has several documents or must not see its padding",
+    VARLEN: "varlen, torch's kernel that is told where documents begin",
+    FLEX: "FlexAttention, under a mask of blocks",
+}
+"""By the name in a transformers config."""
 
 WRITERS = ("causal_lm", "seq2seq")
 """The tasks whose models write text."""
@@ -72,6 +81,7 @@ def model_facts(job: Job, fresh: bool) -> dict[str, str]:
         "objective": _objective(config.objective),
         "strategy": f"{strategy_name(job)} on {job.launch.world_size} x {where}: {axes(degrees)}",
         "precision": f"compute {config.precision.compute}; master weights, gradients, moments and loss fp32",
+        "attention": ATTENTION[job.skeleton.model.config._attn_implementation],
     }
     return {name: fact for name, fact in facts.items() if fact}
 

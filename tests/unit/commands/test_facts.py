@@ -35,7 +35,8 @@ def outcome(job, step, seconds=2.0):
 def test_packed_rows_are_told_in_slots_and_tokens(job):
     llama = job("llama", "train.global_batch=12", "train.micro_batch=4", "train.steps=50")
     facts, num_rows = opening_facts(llama, FOLDER, 2, 0), len(llama.corpus.samples("train"))
-    assert list(facts) == ["model", "objective", "strategy", "precision", "batch", "data", "steps", "run"]
+    assert list(facts) == ["model", "objective", "strategy", "precision", "attention", "batch", "data", "steps", "run"]
+    assert facts["attention"].startswith("SDPA")
     assert facts["batch"] == "12 samples x 32 slots = 384 slots a step; 2 x 3 samples per rank"
     assert facts["steps"] == f"50 = {600 / num_rows:.2f} epochs = 19.2 k tokens"
     assert facts["data"].startswith(f"{num_rows:,} samples (") and facts["objective"] == "causal_lm"
