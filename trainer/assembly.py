@@ -178,6 +178,7 @@ def build_loader(job: Job, engine: Engine) -> StepLoader:
         data_size=engine.data_size,
         workers=job.config.data.workers,
         pin_memory=job.device.type == "cuda",
+        ahead=job.device.type == "cuda",
     )
 
 
@@ -201,6 +202,7 @@ def build_stream(job: Job, engine: Engine, agreement: Agreement, state: RunState
         widest=None if corpus.packed or engine.data_size == 1 else widest,
         state=state.stream[engine.data_rank] if state.stream else None,
         pin_memory=job.device.type == "cuda",
+        ahead=job.device.type == "cuda",
     )
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from trainer.data.ahead import one_ahead
 from trainer.data.order import step_draws
 from trainer.distributed.lifetime import die_with_parent
 from trainer.distributed.stop import SIGNALS
@@ -71,6 +73,7 @@ class StepLoader:
         data_rank, data_size: this rank's place among those that share the batch.
         workers: processes that load ahead; 0: this one loads, when asked.
         pin_memory: give tensors in page-locked memory, for copies to a GPU that do not wait.
+        ahead: without workers, make the next step's micro-batches in a thread while this step's are used.
     """
 
     samples: AnySet
@@ -82,16 +85,19 @@ class StepLoader:
     data_size: int = 1
     workers: int = 0
     pin_memory: bool = False
+    ahead: bool = False
 
     def steps(self, first: int, last: int) -> Iterator[Step]:
         """Yields (step, sample ids of the global batch, this rank's micro-batches) for ``first`` up to and including ``last``.
 
         Workers live until the iterator is exhausted, closed or collected.
         """
-        source = self._ahead(first, last) if self.workers else self._here(first, last)
-        if not self.pin_memory:
+        source = self._by_workers(first, last) if self.workers else self._here(first, last)
+        if self.pin_memory:
+            source = ((step, ids, [pinned(batch) for batch in batches]) for step, ids, batches in source)
+        if self.workers or not self.ahead:
             return source
-        return ((step, ids, [pinned(batch) for batch in batches]) for step, ids, batches in source)
+        return one_ahead(partial(next, source) for _ in range(first, last + 1))
 
     def load(self, step: int) -> Step:
         """The same for one step, here and now."""
@@ -111,7 +117,7 @@ class StepLoader:
             while ready := list(islice(steps, max(1, _SAMPLES_IN_A_ROW // self.global_batch))):
                 yield from ready
 
-    def _ahead(self, first: int, last: int) -> Iterator[Step]:
+    def _by_workers(self, first: int, last: int) -> Iterator[Step]:
         loader = DataLoader(
             _Packed(self),
             batch_size=None,

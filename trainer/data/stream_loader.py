@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import repeat
 
 import numpy as np
 
+from trainer.data.ahead import one_ahead
 from trainer.data.blocks import Block, Blocks, State
 from trainer.data.loader import Collate, Step, deal, pinned
 from trainer.data.samples import AnySet, MixedSet, SampleSet
@@ -38,7 +40,7 @@ class StreamLoader:
     Args:
         blocks: this rank's stream.
         collate: makes micro-batches of samples.
-        global_batch, micro_batch, data_rank, data_size, pin_memory: see ``trainer.data.loader.StepLoader``.
+        global_batch, micro_batch, data_rank, data_size, pin_memory, ahead: see ``trainer.data.loader.StepLoader``.
         widest: gives for some steps and each field the greatest of all data ranks' row widths; collective. None: this rank's count.
         state: what ``state`` gave behind the step before; None: from the beginning.
     """
@@ -54,8 +56,9 @@ class StreamLoader:
         widest: Callable[[list[Widths]], list[Widths]] | None = None,
         state: State | None = None,
         pin_memory: bool = False,
+        ahead: bool = False,
     ):
-        self._blocks, self._collate, self._widest, self._pin = blocks, collate, widest, pin_memory
+        self._blocks, self._collate, self._widest, self._pin, self._ahead = blocks, collate, widest, pin_memory, ahead
         self._global_batch, self._data_rank, self._data_size = global_batch, data_rank, data_size
         self._places = deal(np.arange(global_batch), data_rank, data_size, micro_batch)
         self._first = global_batch * data_rank // data_size
@@ -81,7 +84,14 @@ class StreamLoader:
         Raises:
             Refused: see ``Blocks.behind``.
         """
-        blocks = _ahead(self._blocks.behind(self._state["block"]))
+        jobs = self._jobs(first, last)
+        for state, step in one_ahead(jobs) if self._ahead else (job() for job in jobs):
+            self._state = state
+            yield step
+
+    def _jobs(self, first: int, last: int) -> Iterator[Callable[[], tuple[State, Step]]]:
+        """What makes each step, and the state behind it; the jobs share nothing, what ranks tell each other is told in between."""
+        blocks = one_ahead(repeat(partial(next, self._blocks.behind(self._state["block"]))))
         self._block, self._taken = next(blocks), self._state["taken"]
         at_once = 1 if self._widest is None else max(1, _SAMPLES_AT_ONCE // self._global_batch)
         for start in range(first, last + 1, at_once):
@@ -89,10 +99,11 @@ class StreamLoader:
             widths = [share.samples.widths(share.ids) for share in shares]
             widths = widths if self._widest is None else self._widest(widths)
             for step, share, width in zip(range(start, last + 1), shares, widths, strict=False):
-                ids = self._ids(step)
-                batches = [self._batch(ids, places, share, width) for places in self._places]
-                self._state = share.state
-                yield step, ids, batches
+                yield partial(self._made, step, share, width)
+
+    def _made(self, step: int, share: _Share, widths: Widths) -> tuple[State, Step]:
+        ids = self._ids(step)
+        return share.state, (step, ids, [self._batch(ids, places, share, widths) for places in self._places])
 
     def _share(self, blocks: Iterator[Block]) -> _Share:
         """The next samples of this rank, which may come from several blocks."""
@@ -133,13 +144,3 @@ class StreamLoader:
         taken = share.samples.take(np.append(share.ids, -1)[own], np.append(share.epochs, 0)[own], widths)
         batch = self._collate(replace(taken, ids=np.append(ids, -1)[places]))
         return pinned(batch) if self._pin else batch
-
-
-def _ahead(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The same blocks; each is made in a thread while the one before is used."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(next, blocks)
-        while True:
-            block = waiting.result()
-            waiting = thread.submit(next, blocks)
-            yield block

@@ -35,6 +35,8 @@ class DataRanks:
 
     def sum(self, values: Tensor) -> Tensor:
         """Adds up ``values`` over the data ranks; moves them to the device first."""
+        if self._device.type == "cuda" and not values.is_cuda:
+            values = values.pin_memory()  # else the host could wait until they are copied
         summed = values.to(self._device, non_blocking=True)
         if self.size > 1:
             dist.all_reduce(summed, group=self._group)

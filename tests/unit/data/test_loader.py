@@ -97,9 +97,10 @@ def assert_same(left: list[Batch], right: list[Batch]) -> None:
             assert torch.equal(tensor, tensors(b)[name])
 
 
+@pytest.mark.parametrize("elsewhere", [{"workers": 2}, {"workers": 2, "ahead": True}, {"ahead": True}], ids=str)
 @pytest.mark.parametrize(("samples", "collate"), [(packed(), COLLATE), (padded(), to_batch)])
-def test_workers_give_what_the_trainer_would_load_itself(samples, collate):
-    here, there = loader(0, samples, collate), loader(2, samples, collate)
+def test_workers_and_the_thread_give_what_the_trainer_would_load_itself(samples, collate, elsewhere):
+    here, there = loader(0, samples, collate), loader(samples=samples, collate=collate, **elsewhere)
     expected = list(here.steps(28, 70))
     found = list(there.steps(28, 70))
     assert [step for step, _, _ in found] == list(range(28, 71))

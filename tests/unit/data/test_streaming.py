@@ -126,8 +126,8 @@ def to_batch(samples: Samples) -> Batch:
     )
 
 
-def loader(config, corpus, rank=0, size=1, state=None, widest=None, global_batch=10, micro_batch=4) -> StreamLoader:
-    return StreamLoader(corpus.blocks(config, 3, rank, size), to_batch, global_batch, micro_batch, rank, size, widest, state)
+def loader(config, corpus, rank=0, size=1, state=None, widest=None, global_batch=10, micro_batch=4, ahead=False) -> StreamLoader:
+    return StreamLoader(corpus.blocks(config, 3, rank, size), to_batch, global_batch, micro_batch, rank, size, widest, state, ahead=ahead)
 
 
 @pytest.mark.parametrize("needs", [PACKED, PADDED], ids=["packed", "padded"])
@@ -151,8 +151,8 @@ def test_a_loader_goes_on_behind_every_step(tmp_path, tokenizer, needs):
     config = streamed(tmp_path, tokenizer, write_files(tmp_path / "set", [20, 13]))
     corpus = open_streamed(config, needs)
 
-    def seen(first, state):
-        current = loader(config, corpus, 1, 2, state)
+    def seen(first, state, ahead=False):
+        current = loader(config, corpus, 1, 2, state, ahead=ahead)
         found = []
         for step, ids, batches in current.steps(first, 25):
             shown = [(batch.inputs["input_ids"].tolist(), batch.labels.tolist(), batch.ids.tolist()) for batch in batches]
@@ -161,6 +161,7 @@ def test_a_loader_goes_on_behind_every_step(tmp_path, tokenizer, needs):
 
     whole = seen(1, None)
     assert whole[-1][3][0][1][0] > 0, "the run must cross an epoch's edge"
+    assert seen(1, None, ahead=True) == whole, "what is made ahead is not behind the step that was given"
     for first in range(2, 26):
         assert seen(first, json.loads(whole[first - 2][0])) == whole[first - 1 :]
 
