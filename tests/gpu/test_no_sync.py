@@ -24,6 +24,8 @@ def train_watched(arguments):
     train_step, watched = Trainer.train_step, []
 
     def watched_step(self, step, micro_batches):
+        # Of copies, the watch sees those that ask to wait; one from pageable memory waits without having been asked.
+        assert all(tensor.is_pinned() for batch in micro_batches for tensor in (batch.labels, *batch.inputs.values()))
         if step <= WARM_UP:
             return train_step(self, step, micro_batches)
         torch.cuda.set_sync_debug_mode("error")
@@ -46,6 +48,26 @@ def test_a_step_reads_nothing_from_the_device(task, tmp_path, name, document, st
     chosen = [f"+strategy={strategy}", f"precision={precision}", "train.micro_batch=4", "run.device=cuda"]
     chosen += [f"data.document={document}"] if document else []
     arguments = last_wins([*task(name), *chosen, f"run.dir={tmp_path / 'run'}"])
+    assert run_ranks(train_watched, 1, arguments) == [(0, list(range(WARM_UP + 1, 21)))]
+
+
+OPTIONS = {
+    "sdpa": ["train.attention=sdpa"],
+    "varlen, selective": ["train.attention=varlen", "train.activation_checkpointing=selective"],
+    "flex": ["train.attention=flex", "model.num_heads=2"],
+    "workers": ["data.workers=1"],
+    "compiled": ["train.compile=true"],
+    "chunked": ["train.cross_entropy=chunked"],
+    "bf16 moments": ["optimizer.moments=bf16"],
+    "background": ["checkpoint.background=true", "checkpoint.every=6"],
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_no_option_makes_a_step_wait(task, tmp_path, option):
+    """With ``background`` some of the watched steps run while a checkpoint is written."""
+    chosen = ["+strategy=fsdp", "precision=bf16", "train.micro_batch=4", "run.device=cuda", *OPTIONS[option]]
+    arguments = last_wins([*task("llama"), *chosen, f"run.dir={tmp_path / 'run'}"])
     assert run_ranks(train_watched, 1, arguments) == [(0, list(range(WARM_UP + 1, 21)))]
 
 

@@ -22,19 +22,6 @@ STRATEGIES = {
 }
 
 
-@pytest.fixture(scope="session")
-def curve(task, tmp_path_factory):
-    """The curve of a task (tests.contracts.tasks) with overrides, trained once per session."""
-    curves = {}
-
-    def curve(name, *more):
-        if (name, more) not in curves:
-            curves[name, more] = train_curve([*task(name), *more], tmp_path_factory.mktemp("curve"))
-        return curves[name, more]
-
-    return curve
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("precision", "loss", "grad_norm"), [("fp32", 1e-4, 1e-3), ("bf16", 1e-2, 5e-2)])
 def test_the_gpu_has_the_curve_of_the_cpu(curve, name, precision, loss, grad_norm):
