@@ -53,7 +53,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str, str]]:
     history, last, held_out = run.history, run.history.last, run.history.evaluation
     step, unit = step_of(last), run.unit
     yield "step", f"{step:,}", f"of {run.steps:,}" if run.steps else ""
-    yield "final loss" if run.exit else "loss", loss_of(last), f"gradient norm {said(number(last.get('grad_norm')))}" if last else ""
+    yield "final loss" if run.exit else "loss", loss_of(last), f"grad norm {said(number(last.get('grad_norm')))}" if last else ""
     if held_out:
         metrics = {name: number(value) for name, value in held_out.items() if name not in ("step", "num_targets") and "/" not in name}
         others = ", ".join(f"{name} {said(value)}" for name, value in metrics.items() if name != "loss" and value == value)

@@ -7,6 +7,7 @@ import pytest
 
 from trainer.assembly import open_job
 from trainer.callbacks.console import PlainLines
+from trainer.callbacks.ranks import Ranks
 from trainer.callbacks.summary import mean_shares, share_texts
 from trainer.config import load
 from trainer.distributed.launch import Launch
@@ -16,6 +17,7 @@ from trainer.trainer import Outcome
 from trainer.types import Evaluation, StepRecord
 
 FOLDER = Path("runs/x y")
+ALONE = Ranks([2**20], [0.0], None, 0.0)
 
 
 @pytest.fixture
@@ -119,20 +121,21 @@ def test_shares():
 def test_the_end_is_told_in_its_own_unit_with_what_can_be_done(name, per, writes, job):
     made = job(name)
     plan = type("Plan", (), {"steps": 20})()
-    facts = closing_facts(made, FOLDER, outcome(made, 20), plan, 400)
+    facts = closing_facts(made, FOLDER, outcome(made, 20), plan, ALONE, 400)
     assert facts["speed"].startswith(f"300 {per}/s over 2.0 s") and unit(made.corpus.needs) == per
     assert ("generate" in facts) == writes
     assert facts["evaluate"] == "isotrain evaluate checkpoint='runs/x y'"
+    assert facts["report"] == "runs/x y/report.html"
     assert facts["export"] == "isotrain export checkpoint='runs/x y' to='runs/x y/model'"
     if name == "t5":
         assert facts["generate"].endswith(" prompt='A SOURCE'")
-    early = closing_facts(made, FOLDER, outcome(made, 5), plan, 400)
+    early = closing_facts(made, FOLDER, outcome(made, 5), plan, ALONE, 400)
     assert "go on" in early and not {"generate", "evaluate", "export"} & set(early)
 
 
 def test_evaluate_is_not_proposed_where_nothing_is_held_out(job):
     made = job("llama", "data.validation_fraction=0")
-    assert "evaluate" not in closing_facts(made, FOLDER, outcome(made, 20), type("Plan", (), {"steps": 20})(), 0)
+    assert "evaluate" not in closing_facts(made, FOLDER, outcome(made, 20), type("Plan", (), {"steps": 20})(), ALONE, 0)
 
 
 def test_lines_tell_the_unit(capsys):
