@@ -64,17 +64,20 @@ def test_a_second_run_on_the_same_directory_is_refused(tiny, tmp_path):
 
 
 class SlowImports:
-    """An import hook under which ``trainer.run`` takes for ever."""
+    """An import hook under which ``trainer.run`` takes for ever; ``begun`` is there once it has begun."""
 
-    @staticmethod
-    def find_spec(name, path, target=None):
+    def __init__(self, begun):
+        self._begun = begun
+
+    def find_spec(self, name, path, target=None):
         if name == "trainer.run":
+            self._begun.touch()
             time.sleep(600)
 
 
-def in_imports(rank):
+def in_imports(rank, folder):
     del sys.modules["trainer.run"]
-    sys.meta_path.insert(0, SlowImports)
+    sys.meta_path.insert(0, SlowImports(folder / f"importing-{rank}"))
 
 
 def in_building(rank, folder):
@@ -92,8 +95,8 @@ def in_building(rank, folder):
 
 
 def test_a_signal_before_the_ranks_have_met_ends_them_at_once(tiny, tmp_path):
-    guests = Guests(tmp_path / "guests", tmp_path / "run", 2, tiny, in_imports)
-    time.sleep(1.0)
+    guests = Guests(tmp_path / "guests", tmp_path / "run", 2, tiny, in_imports, tmp_path)
+    guests.wait_for(lambda: (tmp_path / "importing-0").exists() and (tmp_path / "importing-1").exists())
     guests.job.send(signal.SIGTERM)
     seen = guests.wait(5)
     assert seen.codes == [4, 4]
