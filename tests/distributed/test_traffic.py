@@ -2,7 +2,8 @@
 
 Operations are counted by the profiler; bytes by the kernel, on the ranks' own sockets, which agree with the interface of a private network
 namespace. How many there must be is in docs/zero.md: with N ranks, R = (N - 1)/N and ``a`` micro-batches, in times the model,
-ddp 2 R; zero1 3 R; zero2 2 R a + R; zero3 3 R a; fsdp 4 R a, since gloo's reduce-scatter sends what an all-reduce sends.
+ddp 2 R; zero1 3 R; zero2 2 R a + R; zero3 3 R a; fsdp 3 R a. Gloo's own reduce-scatter, which zero3
+uses, sends what an all-reduce sends.
 """
 
 import json
@@ -190,7 +191,7 @@ WIRES = [(name, ranks, times) for name in ("ddp", "fsdp", "zero1", "zero2", "zer
     ("strategy", "ranks", "accumulation"), [pytest.param(*c, marks=() if c in QUICK_WIRE else pytest.mark.slow) for c in WIRES]
 )
 def test_bytes_on_the_wire_are_those_of_the_page(tiny, tmp_path, strategy, ranks, accumulation):
-    """An all-reduce sends 2 R models per rank, an all-gather R. Gloo's reduce-scatter is an all-reduce of which each rank keeps a part."""
+    """An all-reduce sends 2 R models per rank, an all-gather R, and so does the reduce-scatter of ``fsdp``; gloo's own is an all-reduce."""
     formula = formulas()[strategy, ""]
     for number, sent, _, size in run_ranks(wire, ranks, wide_run(tiny, tmp_path, strategy, ranks, accumulation)):
         assert number == accumulation
@@ -219,14 +220,19 @@ def test_what_deepspeed_may_be_told_changes_bytes_as_the_page_says(tiny, tmp_pat
         assert sent / (4 * size) == pytest.approx(models_sent(formula, 4, 2), rel=0.05)
 
 
-def in_a_network_of_its_own():
-    """In a fresh process: counts what its ranks send, when nobody else uses the interface. See the test below."""
+def loopback_up():
+    """Brings up the loopback interface, which in a new network is down at first."""
     import fcntl
 
-    with socket.socket() as any_socket:  # the loopback interface is down at first: SIOCGIFFLAGS, set IFF_UP, SIOCSIFFLAGS
+    with socket.socket() as any_socket:  # SIOCGIFFLAGS, set IFF_UP, SIOCSIFFLAGS
         request = fcntl.ioctl(any_socket, 0x8913, struct.pack("16sH14x", b"lo", 0))
         flags = struct.unpack_from("H", request, 16)[0]
         fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", flags | 1))
+
+
+def in_a_network_of_its_own():
+    """In a fresh process: counts what its ranks send, when nobody else uses the interface. See the test below."""
+    loopback_up()
     print(json.dumps(run_ranks(wire, 2, sys.argv[1:])))
 
 

@@ -26,10 +26,14 @@ SHAPE = ["model.hidden_size=320", "model.intermediate_size=864", "model.num_laye
 
 KINDS = ("parameters", "masters", "moments", "gradients, accumulating", "gradients, before the step")
 FORMULAS = {
+    ("single", "fp32"): ("4", "0", "8", "4", "4"),
+    ("single", "bf16"): ("0", "4", "8", "4", "4"),
     ("ddp", "fp32"): ("4", "0", "8", "4", "4"),
     ("ddp", "bf16"): ("0", "4", "8", "4", "4"),
     ("fsdp", "fp32"): ("4/N", "0", "8/N", "4/N", "4/N"),
     ("fsdp", "bf16"): ("0", "4/N", "8/N", "4/N", "4/N"),
+    ("hsdp", "fp32"): ("8/N", "0", "16/N", "8/N", "8/N"),
+    ("hsdp", "bf16"): ("0", "8/N", "16/N", "8/N", "8/N"),
     ("zero1", "fp32"): ("4", "4/N", "8/N", "4", "4/N"),
     ("zero1", "bf16"): ("2", "4/N", "8/N", "6", "6"),
     ("zero2", "fp32"): ("4", "4/N", "8/N", "4/N", "4/N"),
@@ -37,7 +41,14 @@ FORMULAS = {
     ("zero3", "fp32"): ("4/N", "4/N", "8/N", "4/N", "4/N"),
     ("zero3", "bf16"): ("2/N", "4/N", "8/N", "4/N", "4/N"),
 }
-"""Bytes per parameter on one of N ranks, of each of ``KINDS``. DDP's gradients are in its buckets."""
+"""Bytes per parameter on one of N ranks, of each of ``KINDS``. DDP's gradients are in its buckets; ``hsdp`` has two copies of the model."""
+
+ONLY_ON = {"single": (1,), "hsdp": (4,)}
+"""The numbers of ranks of those that do not run, or do not share, on all of ``NUMBERS``."""
+
+
+def numbers_of(strategy):
+    return ONLY_ON.get(strategy, NUMBERS)
 
 
 def value(formula, ranks):
@@ -152,7 +163,7 @@ def measured(tiny):
 
 
 QUICK = {("ddp", "fp32", 2), ("zero2", "fp32", 2), ("zero3", "bf16", 2)}
-CELLS = [(*cell, ranks) for cell in FORMULAS for ranks in NUMBERS]
+CELLS = [(*cell, ranks) for cell in FORMULAS for ranks in numbers_of(cell[0])]
 
 
 @pytest.mark.parametrize(
@@ -207,8 +218,8 @@ def table(measured):
     header = ["strategy", "precision", *KINDS, *(f"measured, N = {ranks}" for ranks in NUMBERS), "times less than `ddp`", "but for 5 % at"]
     lines = [header, ["---"] * len(header)]
     for (strategy, precision), formulas in FORMULAS.items():
-        found = [f"{measured(strategy, precision, ranks):.2f}" for ranks in NUMBERS]
-        less = ("", "") if strategy == "ddp" else limit(strategy, precision)
+        found = [f"{measured(strategy, precision, ranks):.2f}" if ranks in numbers_of(strategy) else "" for ranks in NUMBERS]
+        less = ("", "") if strategy in ("single", "ddp") else limit(strategy, precision)
         lines.append([f"`{strategy}`", precision, *formulas, *found, *less])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -216,7 +227,7 @@ def table(measured):
 def documented():
     """The numbers measured that the page shows."""
     rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in page_table().splitlines()[2:]]
-    return {(row[0], row[1], ranks): float(row[7 + number]) for row in rows for number, ranks in enumerate(NUMBERS)}
+    return {(*row[:2], ranks): float(row[7 + number]) for row in rows for number, ranks in enumerate(NUMBERS) if row[7 + number]}
 
 
 def page_table():

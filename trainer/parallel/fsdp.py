@@ -5,8 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
-from torch import nn
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
@@ -40,6 +43,30 @@ def shard(model: nn.Module, blocks: Sequence[nn.Module], layout: Layout, precisi
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=layout.reshard_after_forward)
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=False)
+    if mesh.device_type == "cpu":
+        for module in (*blocks, model):
+            assert isinstance(module, FSDPModule)
+            module.set_custom_reduce_scatter(Exchange())  # type: ignore[arg-type]
+
+
+class Exchange:
+    """A reduce-scatter over gloo, which has none: torch would all-reduce and throw all but this rank's part away, twice the bytes.
+
+    Each rank sends every other its part and adds up what it gets, in rank order. For ``FSDPModule.set_custom_reduce_scatter``.
+    """
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory for what goes in or comes out."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False) -> None:
+        """Writes this rank's part of the mean or the sum over ``group`` of ``input_tensor`` into ``output_tensor``."""
+        assert op in (dist.ReduceOp.SUM, dist.ReduceOp.AVG) and not async_op
+        parts = torch.empty_like(input_tensor)
+        dist.all_to_all_single(parts, input_tensor, group=group)
+        torch.sum(parts.view(group.size(), -1), dim=0, out=output_tensor)
+        if op == dist.ReduceOp.AVG:
+            output_tensor.div_(group.size())
 
 
 def accumulating(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
