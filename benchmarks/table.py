@@ -3,14 +3,35 @@
 python benchmarks/table.py
 """
 
+import importlib
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # where this is loaded by its path
+
 BEGIN, END = "<!-- table: written by benchmarks/table.py -->", "<!-- end of table -->"
+GPU_BEGIN, GPU_END = "<!-- gpu: written by benchmarks/table.py -->", "<!-- end of gpu -->"
+GPU_HEADER = ("benchmark", "plan", "question", "goal", "measured", "met", "date", "device", "command")
+GPU = (
+    "gpu_gpt2",
+    "gpu_llama",
+    "gpu_llama_long",
+    "gpu_memory",
+    "gpu_gpt2_xl",
+    "gpu_bert",
+    "gpu_bert_large",
+    "gpu_t5",
+    "gpu_packing",
+    "gpu_checkpoint",
+    "gpu_first_step",
+    "gpu_overhead",
+)
+"""Those with goals; benchmarks/gpu_probe.py has none."""
 HEADER = ("benchmark", "question", "target", "measured (median)", "met", "date", "machine", "command")
 Row = tuple[str, str, str, bool | None]
 """Question, target, what was measured, and whether it meets the target; None: there is no target."""
@@ -61,6 +82,32 @@ def zero(result: dict[str, Any]) -> Iterator[Row]:
         measured = f"{ours:.2f} ms, the bare loop {theirs:.2f}: {over * 1e3:+.2f}"
         question = f"CPU time per step of {name} on one rank, and of a bare loop over `deepspeed.initialize`"
         yield question, f"<= {target * 1e3:g} ms over the loop", measured, over <= target
+
+
+def traffic(result: dict[str, Any]) -> Iterator[Row]:
+    target = result["target_ratio"]
+    for case in result["cases"]:
+        ratio, is_ours = case["models"] / case["formula"], case["more"] is not None
+        times = case["accumulation"]
+        question = f"Bytes that a rank sends per optimizer step, in models: {case['name']}, {case['ranks']} ranks, {times} micro-batch{'es' if times > 1 else ''}"
+        goal = f"<= {target:g} x the formula's {case['formula']:.4g}" if is_ours else "none"
+        yield question, goal, f"{case['models']:.4f}: {ratio:.4f} x", ratio <= target if is_ours else None
+
+
+def load_peak(result: dict[str, Any]) -> Iterator[Row]:
+    for moment, row in result["moments"].items():
+        ratio, target = row["peak"] / row["formula"], row["target_ratio"]
+        question = f"Memory of a rank at the peak of `strategy=fsdp` from a pretrained folder, {result['setting']['ranks']} ranks: {moment}"
+        goal = f"<= {target:g} x {row['formula'] / 1e6:.0f} MB (its shard, and the largest tensor)" if target else "none"
+        yield question, goal, f"{row['peak'] / 1e6:.0f} MB: {ratio:.2f} x", ratio <= target if target else None
+
+
+def first_step(result: dict[str, Any]) -> Iterator[Row]:
+    target, medians = result["target_ratio"], result["medians"]
+    for clock, words in (("wall_seconds", "Wall time"), ("cpu_seconds", "CPU time")):
+        ours, theirs, ratio = medians["isotrain"][clock], medians["transformers.Trainer"][clock], result["ratios"][clock]
+        question = f"{words} from the start of the process to the first step of a pretrained model, and of `transformers.Trainer`"
+        yield question, f"<= {target:g} x its", f"{ours:.2f} s, its {theirs:.2f} s: {ratio:.2f} x", ratio <= target
 
 
 def pipeline(result: dict[str, Any]) -> Iterator[Row]:
@@ -154,7 +201,10 @@ ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "pipeline": pipeline,
     "vocabulary": vocabulary,
     "compile": compiled,
+    "traffic": traffic,
     "startup": startup,
+    "first_step": first_step,
+    "load_peak": load_peak,
     "default_run": default_run,
     "minilm_vader": minilm_vader,
     "docstrings": docstrings,
@@ -173,11 +223,34 @@ def table(results: Path) -> str:
     return "\n".join(lines)
 
 
+def gpu_table(results: Path) -> str:
+    """The goals of the GPU benchmarks, with what was measured where a result is there."""
+    lines = [_line(GPU_HEADER), _line(["---"] * len(GPU_HEADER))]
+    for name in GPU:
+        question, path = importlib.import_module(name).QUESTION, results / f"{name}.json"
+        result = json.loads(path.read_text()) if path.is_file() else None
+        for number, goal in enumerate(question.goals):
+            judged = result["goals"][number] if result else {"value": None}
+            value, met = judged["value"], judged.get("met")
+            measured = "not yet measured" if value is None else f"{value:.1%}" if goal.number == "mfu" else f"{value:,.4g}"
+            if result and result.get("unsteady"):
+                measured += f" (unsteady: {', '.join(result['unsteady'])})"
+            answer = "" if met is None else "yes" if met else "**no**"
+            where = (result["date"], result["device"]) if result else ("", "")
+            said = f"{goal.number.replace('_', ' ')} {goal.words}"
+            lines.append(_line([name, question.ident, question.what, said, measured, answer, *where, f"`python benchmarks/{name}.py`"]))
+    return "\n".join(lines)
+
+
 def with_table(page: str, results: Path) -> str:
-    """``page`` with what stands between the two marks replaced."""
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{after}"
+    """``page`` with what stands between the marks of both tables replaced."""
+    page = _between(page, BEGIN, END, table(results))
+    return _between(page, GPU_BEGIN, GPU_END, gpu_table(results))
+
+
+def _between(page: str, begin: str, end: str, lines: str) -> str:
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n\n{lines}\n\n{end}{rest.split(end)[1]}"
 
 
 def _line(cells: Any) -> str:
