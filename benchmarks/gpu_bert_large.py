@@ -11,9 +11,9 @@ from gpu_race import Goal, main
 QUESTION = replace(
     BASE,
     name="gpu_bert_large",
-    what="BERT large, 64 x 512 slots a step: slots per second",
+    what="BERT large, 48 x 512 slots a step: slots per second",
     model=("model=bert_large",),
-    micro_batch=64,
+    micro_batch=48,
     goals=(Goal("tokens_per_second", "transformers.Trainer", at_least=1.30), Goal("slots_per_second", at_least=180_000)),
 )
 

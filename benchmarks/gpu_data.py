@@ -62,6 +62,9 @@ def write_model(job: Any, folder: Path, device: str) -> None:
     with torch.device(device):
         model = CLASSES[job.skeleton.task].from_config(job.skeleton.model.config, dtype=torch.float32)
     model.save_pretrained(folder)
+    del model
+    if device == "cuda":
+        torch.cuda.empty_cache()  # the contenders need the whole device
 
 
 def write_batches(job: Any, path: Path, steps: int) -> tuple[int, int]:

@@ -11,10 +11,10 @@ from gpu_race import main
 QUESTION = replace(
     SHORT,
     name="gpu_llama_long",
-    what="Llama 1.24B, vocabulary 128,256, 4 x 4096 tokens a step: labels per second",
+    what="Llama 1.24B, vocabulary 128,256, 2 x 4096 tokens a step: labels per second",
     vocabulary=128_256,
     length=4096,
-    micro_batch=4,
+    micro_batch=2,
 )
 
 if __name__ == "__main__":
