@@ -100,6 +100,7 @@ def test_fsdp_gathers_and_reduces_as_often_as_it_must(tiny, tmp_path, reshard, e
     backward = BLOCKS if reshard else 0
     assert gathers == number * (BLOCKS + ROOT + backward)
     reduced = sum(times for key, times in done.items() if key[0] != "all_gather" and key not in (COUNTS, PACKED))
+    assert {key[0] for key in done if key not in (COUNTS, PACKED)} == {"all_gather", "all_to_all"}  # an all-reduce would send twice as much
     assert reduced == (number if every else 1) * (BLOCKS + ROOT)
     assert done[COUNTS] == 1 and done[PACKED] == 1
 
