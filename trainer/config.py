@@ -25,7 +25,7 @@ from trainer.objective.classification import Classification
 from trainer.objective.masked_lm import MaskedLM
 from trainer.objective.seq2seq import Seq2Seq
 from trainer.objective.span_corruption import SpanCorruption
-from trainer.optimizer.config import AdamW
+from trainer.optimizer.config import BF16_STEP, AdamW
 from trainer.parallel.stages import SPLIT
 from trainer.precision.config import Precision
 from trainer.schema import grow, leaf_problems, leaves, setting
@@ -265,6 +265,20 @@ def _compile_fits(config: Config) -> Iterator[str]:
         )
 
 
+def _moments_fit(config: Config) -> Iterator[str]:
+    if getattr(config.optimizer, "moments", "fp32") == "fp32":
+        return
+    if isinstance(config.strategy, ZeroStrategy):
+        yield f"optimizer.moments=bf16 does not go with strategy={config.strategy.name}, which keeps them in fp32: use fsdp, or leave it out."
+    for name in ("beta1", "beta2"):
+        beta = getattr(config.optimizer, name)
+        if 1 - beta < BF16_STEP:
+            yield (
+                f"optimizer.{name}={beta:g} takes less off a moment in a step than bf16 can tell, so that it would never shrink: "
+                f"lower it to {1 - BF16_STEP:.3f} or less, or leave optimizer.moments out."
+            )
+
+
 def _head_fits(config: Config) -> Iterator[str]:
     chunk, default = config.train.cross_entropy_chunk, TrainConfig().cross_entropy_chunk
     if config.train.cross_entropy == "dense":
@@ -369,6 +383,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _schedule_fits,
     _stop_fits,
     _recompute_fits,
+    _moments_fit,
     _head_fits,
     _compile_fits,
     _attention_fits,

@@ -181,6 +181,19 @@ def test_a_rank_keeps_what_the_formula_and_the_page_say(measured, strategy, prec
         assert total(kinds, last=False) == pytest.approx(documented()[strategy, precision, ranks], rel=TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "ranks"), [("fsdp", 2), *(pytest.param(*c, marks=pytest.mark.slow) for c in (("ddp", 2), ("fsdp", 4)))]
+)
+def test_bf16_moments_take_half_of_what_the_formula_says(tiny, strategy, ranks):
+    answers = run_ranks(kept, ranks, command(tiny, strategy, "bf16", ranks, "optimizer.moments=bf16"))
+    kinds, _, _ = max(answers, key=lambda answer: total(answer[0], last=False))
+    formula = expected(strategy, "bf16", ranks)
+    formula["moments"] /= 2
+    assert kinds["moments"] == pytest.approx(formula["moments"], rel=TOLERANCE)
+    for last in (False, True):
+        assert total(kinds, last) == pytest.approx(total(formula, last), rel=TOLERANCE)
+
+
 @pytest.mark.parametrize(("strategy", "precision", "number"), [("zero1", "fp32", 2), ("zero2", "fp32", 0), ("zero3", "bf16", 1)])
 @pytest.mark.slow
 def test_buckets_hold_as_many_numbers_as_the_setting_says(measured, strategy, precision, number):

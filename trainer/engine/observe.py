@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.optimizer.adamw import MOMENTS
 from trainer.precision.dtypes import NAMES, common_name
 
 
@@ -43,7 +44,7 @@ def kept_dtypes(optimizer: torch.optim.Optimizer) -> dict[str, str]:
     return {
         "masters": common_name(masters),
         "gradients": common_name(parameter.grad for parameter in masters if parameter.grad is not None),
-        "moments": common_name(optimizer.state[parameter][key] for parameter in masters for key in ("exp_avg", "exp_avg_sq")),
+        "moments": common_name(optimizer.state[parameter][key] for parameter in masters for key in MOMENTS),
     }
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from trainer.schema import setting
 
+BF16_STEP = 2**-8
+"""The part of a bf16 number that another has to be away from it at least, for it not to be rounded back."""
+
 
 @dataclass
 class AdamW:
@@ -16,6 +19,11 @@ class AdamW:
     beta2: float = setting(0.95, "decay of the second moment", minimum=0, below=1, aliases=("adam_beta2",))
     eps: float = setting(1e-8, "added to the root of the second moment", above=0, aliases=("adam_epsilon", "epsilon"))
     weight_decay: float = setting(0.1, "decoupled decay per unit of learning rate", minimum=0)
+    moments: str = setting(
+        "fp32",
+        "type in which both moments rest between steps; bf16 halves their memory and rounds them at each step",
+        choices=("fp32", "bf16"),
+    )
     max_grad_norm: float | None = setting(
         1.0,
         "global 2-norm to which gradients are clipped; None: no clipping",

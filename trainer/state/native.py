@@ -21,7 +21,7 @@ def neutral_state(
         fused: by name of a parameter that is several matrices in one, how they lie in it.
 
     Returns:
-        ``model.NAME``, ``optim.NAME.exp_avg``, ``optim.NAME.exp_avg_sq`` (fp32, DTensor, plain, or trainer.distributed.pieces) and ``optim.NAME.step`` (scalar),
+        ``model.NAME``, ``optim.NAME.exp_avg``, ``optim.NAME.exp_avg_sq`` (moments in the type in which they rest; DTensor, plain, or trainer.distributed.pieces) and ``optim.NAME.step`` (scalar),
         sharing memory with the live ones.
     """
     state: dict[str, Tensor] = {}
