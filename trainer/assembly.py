@@ -39,6 +39,7 @@ from trainer.objective.additive import missing_packages, objective_problems
 from trainer.optimizer.adamw import build_adamw
 from trainer.parallel.activation import Recompute, recompute_problems
 from trainer.parallel.compiling import compile_problems
+from trainer.parallel.dropout import may_drop
 from trainer.protocols import Engine, EngineJob, Order, Strategy
 from trainer.session.job import Job
 from trainer.types import Batch, Context, Needs, RunState
@@ -70,7 +71,8 @@ def open_job(config: Config, launch: Launch) -> Job:
         problems = objective_problems(config.objective, corpus.samples("train"), context, num_outputs)
     problems += recompute_problems(blocks_of(skeleton.model, skeleton.family), _recompute(config))
     device, console = choose_device(config.run.device, launch), Console(quiet=launch.rank > 0)
-    problems += compile_problems(config.train.compile, device)
+    draws_inside = config.strategy.degrees(launch.world_size).tensor > 1 and may_drop(skeleton.model)
+    problems += compile_problems(config.train.compile, device, draws_inside)
     problems += _choose_attention(config, skeleton, device, corpus.packed)
     problems += _asked(config.strategy, "problems", skeleton, config.precision, launch, device) or []
     if (

@@ -45,10 +45,21 @@ def uncompiled(compiles: bool) -> AbstractContextManager[None]:
     return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
 
-def compile_problems(wanted: bool, device: torch.device) -> Iterator[str]:
-    """What the compiler lacks on this machine, a sentence."""
+def compile_problems(wanted: bool, device: torch.device, draws_inside: bool) -> Iterator[str]:
+    """What the compiler lacks on this machine, a sentence each, and what it cannot do.
+
+    Args:
+        wanted: whether blocks are to be compiled.
+        device: this rank's.
+        draws_inside: whether ranks of the tensor axis leave the random numbers that they share while a block runs (trainer.parallel.dropout).
+    """
     if not wanted:
         return
+    if draws_inside:
+        yield (
+            "train.compile=true does not go with dropout where tensors are split, since ranks change their random numbers inside of blocks: "
+            "set the model's dropouts to 0, use strategy=fsdp, or leave it out."
+        )
     if device.type == "cuda":
         if find_spec("triton") is None:
             yield "train.compile=true writes its kernels in Triton, which is not installed: pip install triton, or leave it out."
