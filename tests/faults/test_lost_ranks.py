@@ -54,10 +54,10 @@ def test_a_killed_rank_is_named(long, tmp_path, victim):
 
 
 def die_in_save(rank, victim):
-    from trainer.checkpoint import commit
+    from trainer.checkpoint import checkpointer
 
-    original = commit.describe_files
-    commit.describe_files = lambda *arguments: die() if rank == victim else original(*arguments)
+    original = checkpointer.write_shards
+    checkpointer.write_shards = lambda *arguments: die() if rank == victim else original(*arguments)
 
 
 def test_a_rank_killed_in_a_save_keeps_nobody_waiting(long, tmp_path):

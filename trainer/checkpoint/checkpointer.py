@@ -17,10 +17,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from trainer.checkpoint import commit, storage, verify
 from trainer.checkpoint.files import remove, write_atomically
 from trainer.checkpoint.manifest import Entry
+from trainer.checkpoint.shards import write_shards
 from trainer.distributed.agreement import Agreement
 from trainer.distributed.sharding import local_part, num_copies
 from trainer.errors import Refused, StorageFailed
-from trainer.state.storage import write_state
+from trainer.state.storage import parts_of
 from trainer.types import RunState
 
 STATE = "state.json"
@@ -66,8 +67,7 @@ class Checkpointer:
                 commit.begin(self._checkpoints, step)
 
         def write() -> dict[str, Entry]:
-            write_state(partial, state)
-            return commit.describe_files(partial, [path.name for path in partial.glob(f"shard-{rank + 1:05d}-*")])
+            return write_shards(partial, parts_of(state))
 
         def publish() -> None:
             if rank == 0:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import queue
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,42 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import DefaultLoadPlanner, HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import DefaultLoadPlanner, HuggingFaceStorageReader, StorageWriter
 from torch.distributed.checkpoint._hf_utils import _gen_file_name
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 
-def write_state(folder: Path, state: dict[str, Tensor]) -> None:
-    """Writes ``state`` into ``folder``; every rank writes the shards that it holds, copies once. Collective.
+@dataclass(frozen=True)
+class Part:
+    """What one rank writes of one tensor.
+
+    Attributes:
+        name: of the tensor.
+        offsets: of the part in the whole.
+        tensor: what is in it.
+    """
+
+    name: str
+    offsets: tuple[int, ...]
+    tensor: Tensor
+
+
+def parts_of(state: dict[str, Tensor]) -> dict[str, list[Part]]:
+    """Which parts of ``state`` this rank writes into which file, live; what several ranks hold is written once. Collective.
 
     Raises:
-        ValueError: a value is no tensor (torch's writer would pickle it under a .safetensors name without a word).
-        Exception: what the writer raises when storage fails, on every rank.
+        ValueError: a value is no tensor, for which a safetensors file has no place.
     """
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"checkpoint state '{name}' is a {type(value).__name__}; only tensors can be written. Put it into state.json.")
+    shares = _Shares()
     with _quiet():
-        dcp.save(state, storage_writer=_Writer(str(folder), save_distributed=True), no_dist=_alone())
+        dcp.save(state, storage_writer=shares, no_dist=_alone())
+    return shares.files
 
 
 def read_state(folder: Path, state: dict[str, Tensor]) -> None:
@@ -57,20 +73,48 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-class _Writer(HuggingFaceStorageWriter):
-    """Puts the boxes that a rank holds of one tensor into files of their own: safetensors have each name once."""
+class _Shares(StorageWriter):
+    """Lets torch plan who writes what, and keeps what falls to this rank instead of writing it."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, list[Part]] = {}
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Nothing: it is used once."""
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Nothing."""
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """As it is."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Tells each rank its number, from 1."""
+        return [replace(plan, storage_data=number) for number, plan in enumerate(plans, start=1)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Puts the boxes that a rank holds of one tensor into files of their own: safetensors have each name once."""
         seen: Counter[str] = Counter()
-        files: dict[int, list[WriteItem]] = {}
+        parts: dict[int, list[Part]] = {}
         for item in plan.items:
-            seen[item.index.fqn] += 1
-            files.setdefault(seen[item.index.fqn], []).append(item)
-        waiting: queue.Queue[tuple[Any, str, list[WriteItem]]] = queue.Queue()
-        for number, items in files.items():
-            name = _gen_file_name(number, len(files), plan.storage_data["shard_index"])
-            waiting.put((self.fs.concat_path(self.path, name), name, items))
-        return self._write_data(planner, waiting)
+            name = item.index.fqn
+            seen[name] += 1
+            tensor = planner.resolve_data(item)
+            assert item.tensor_data is not None and isinstance(tensor, Tensor)
+            parts.setdefault(seen[name], []).append(Part(name, tuple(item.tensor_data.chunk.offsets), tensor))
+        self.files = {_gen_file_name(number, len(parts), plan.storage_data): held for number, held in parts.items()}
+        done: Future[list[WriteResult]] = Future()
+        done.set_result([])
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Nothing: files say themselves what is in them."""
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """There is none."""
+        return True
 
 
 def _alone() -> bool:

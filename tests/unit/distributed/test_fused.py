@@ -54,8 +54,9 @@ class Known:
 
 
 def filled_written_and_read(spread, folder):
+    from trainer.checkpoint.shards import write_shards
     from trainer.parallel.parallelize import fill
-    from trainer.state.storage import read_state, write_state
+    from trainer.state.storage import parts_of, read_state
 
     named, fused = split(spread)
     fill(named, Known(), fused)
@@ -63,7 +64,7 @@ def filled_written_and_read(spread, folder):
     same = [torch.equal(fused[name].whole(parameter.detach()), values[name]) for name, parameter in named]
     held = {name: local_part(parameter.detach()).clone() for name, parameter in named}
     state = {name: fused[name].neutral(parameter.detach()) for name, parameter in named}
-    write_state(folder, state)
+    write_shards(folder, parts_of(state))
     for _, parameter in named:
         local_part(parameter.detach()).fill_(torch.nan)
     read_state(folder, state)
