@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import machine
 from transformers import AutoTokenizer
 
-from trainer.checkpoint.checkpointer import choose
 from trainer.checkpoint.export import load_model
+from trainer.checkpoint.find import choose
 from trainer.data.config import PythonStdlib
 from trainer.data.sources import Skipped
 from trainer.model.generation import generate_text

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.checkpointer import choose
+from trainer.checkpoint.find import choose
 from trainer.config import Config, from_yaml
 
 ROOT = Path(__file__).parents[1]

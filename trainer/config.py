@@ -354,6 +354,15 @@ def _data_is_sound(config: Config) -> Iterator[str]:
             )
 
 
+def _background_fits(config: Config) -> Iterator[str]:
+    swapped = [name for name in ("offload_optimizer", "offload_parameters") if getattr(config.strategy, name, None) == "nvme"]
+    if config.checkpoint.background and swapped:
+        yield (
+            f"checkpoint.background=true keeps a copy of each rank's state in memory, which strategy.{swapped[0]}=nvme keeps on a disk "
+            "because it does not fit: set checkpoint.background=false, or offload to cpu."
+        )
+
+
 def _resume_exists(config: Config) -> Iterator[str]:
     from trainer.command_line.suggest import did_you_mean, nearest
 
@@ -392,6 +401,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _something_to_evaluate,
     _something_to_sample,
     _data_is_sound,
+    _background_fits,
     _resume_exists,
     _parts_are_sound,
     _trackers_are_there,

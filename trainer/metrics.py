@@ -50,6 +50,14 @@ class MetricsFile:
             OSError: the disk is full ...
         """
         self.flush()
+        self.settle()
+
+    def settle(self) -> None:
+        """Makes everything durable that has been flushed; from any thread.
+
+        Raises:
+            OSError: the disk is full ...
+        """
         os.fsync(self._stream.fileno())
 
     def cut_back(self, to_bytes: int) -> str | None:

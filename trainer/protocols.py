@@ -253,3 +253,26 @@ class Callback(Protocol):
     def on_end(self) -> None:
         """Training is over, for whatever reason."""
         ...
+
+
+class Saver(Protocol):
+    """Keeps checkpoints (trainer.session.saving).
+
+    All but ``hold`` is called by every rank, after the same steps, and may raise StorageFailed on all of them.
+    """
+
+    def save(self, step: int, tokens_seen: int) -> None:
+        """A checkpoint is due; it may be completed later."""
+        ...
+
+    def look(self) -> None:
+        """The device has just been read: a good moment to hear of one that is being written."""
+        ...
+
+    def hold(self) -> None:
+        """An update is about to be made."""
+        ...
+
+    def finish(self) -> None:
+        """Training is over: returns when all that was to be saved is there."""
+        ...

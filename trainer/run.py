@@ -18,6 +18,7 @@ from trainer.callbacks.summary import print_examples, print_facts, print_sample
 from trainer.callbacks.throughput import Throughput, peak_of
 from trainer.callbacks.tracking import trackers
 from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.find import find
 from trainer.command_line.defaults import default_values
 from trainer.command_line.plugins import versions
 from trainer.config import Config, to_yaml
@@ -40,6 +41,7 @@ from trainer.session.facts import axes, closing_facts, opening_facts, strategy_n
 from trainer.session.identity import identity, require_one_run, require_same, require_same_ranks
 from trainer.session.job import Job
 from trainer.session.passport import environment
+from trainer.session.saving import Saving
 from trainer.state.storage import read_state
 from trainer.trainer import Outcome, Plan, Trainer
 from trainer.types import RunState
@@ -99,9 +101,7 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
     stop = StopRequest(agreement.store, ending.without_saving)
     ending.hand_signals_to(stop)
     surroundings = environment(job.device, launch.world_size)
-    describe = lambda folder: _describe(job, folder, directory)  # noqa: E731
-    checkpointer = Checkpointer(directory.checkpoints, agreement, config.checkpoint.keep, describe, job.say)
-    found = checkpointer.find(config.checkpoint.resume)
+    found = find(directory.checkpoints, agreement, config.checkpoint.resume, job.say)
     same = identity(config, job.skeleton.model.config, job.corpus.fingerprint)
     require_one_run(agreement.gather({**same, "the configuration": to_yaml(config)}))
     if found:
@@ -117,39 +117,39 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
     if found:
         engine.load_state(partial(read_state, found[0]))
         job.say(f"resuming from {found[0]} at step {state.step}")
-    metrics = _open_metrics(directory, state, own=bool(found and found[0].is_relative_to(directory.path)), job=job)
-    print_facts(job.console, "isotrain", opening_facts(job, directory.path, engine.data_size, state.step))
+    own = bool(found and found[0].is_relative_to(directory.path))
+    metrics = _open_metrics(directory, state, own, job)
+    describe = partial(_describe, job, directory, metrics)
+    checkpointer = Checkpointer(directory.checkpoints, agreement, config.checkpoint, state.step if own else None, describe, job.say)
+    staged = checkpointer.prepare(engine.state(), plan.saves_after(state.step))
+    print_facts(job.console, "isotrain", opening_facts(job, directory.path, engine.data_size, state.step, staged))
     if metrics is not None:
         _introduce(job, engine, directory, _passport(job, engine, same, surroundings), state)
     callbacks = _watchers(job, directory, metrics, state, report) if metrics is not None else []
 
     stream = build_stream(job, engine, agreement, state)
 
-    def save(step: int, tokens_seen: int) -> None:
+    def run_state(step: int, tokens_seen: int) -> RunState:
         ranks = Ranks.gathered(trainer.figures(), agreement.gather)
         if metrics is not None:
             metrics.append({"kind": "ranks", "step": step, **asdict(ranks)})
-            metrics.sync()
+            metrics.flush()
             directory.write_passport(_passport(job, engine, same, surroundings))
-        run_state = RunState(step, same, tokens_seen, metrics.bytes if metrics else 0, stream_states(job, stream, engine, agreement))
-        folder = checkpointer.save(engine.state(), run_state)
-        LOGGER.info("checkpoint %s", folder)
-        account()
-        for callback in callbacks:
-            callback.on_save(step, str(folder))
+        return RunState(step, same, tokens_seen, metrics.bytes if metrics else 0, stream_states(job, stream, engine, agreement))
 
     def account() -> None:
         directory.note("spent", **trainer.account())
 
+    saving = Saving(checkpointer, engine.state, run_state, account, callbacks)
     throughput = _throughput(job, engine, flops, surroundings["device"])
     profiler = Profiler.of(config.track, directory.path, launch.rank, job.device, job.say)
     evaluator = build_evaluator(job, engine, partial(_sample, job, engine) if config.sample.every_evaluation else None)
-    trainer = Trainer(engine, stream or build_loader(job, engine), plan, stop, callbacks, save, throughput, evaluator, profiler.watching)
+    trainer = Trainer(engine, stream or build_loader(job, engine), plan, stop, callbacks, saving, throughput, evaluator, profiler.watching)
     if reason := next(filter(None, agreement.gather(stop.reason)), None):
         engine.close()
         return _stopped_before(job, reason, state.step)
     with ExitStack() as last_words:  # all of them, even if one fails
-        for close in (*(callback.on_end for callback in callbacks), profiler.close, account):
+        for close in (*(callback.on_end for callback in callbacks), profiler.close, account, checkpointer.close):
             last_words.callback(close)
         outcome = trainer.fit(state.step, state.tokens_seen)
     return _close(job, directory, engine, plan, outcome, Ranks.gathered(trainer.figures(), agreement.gather), state.tokens_seen, metrics)
@@ -214,8 +214,10 @@ def _open_metrics(directory: RunDirectory, state: RunState, own: bool, job: Job)
     return metrics
 
 
-def _describe(job: Job, folder: Path, directory: RunDirectory) -> None:
+def _describe(job: Job, directory: RunDirectory, metrics: MetricsFile | None, folder: Path) -> None:
     """What a checkpoint holds beside tensors and run state: enough to export it anywhere, and to know what made it."""
+    if metrics is not None:
+        metrics.settle()  # what the run state counts of it must not be lost once the checkpoint exists
     (folder / directory.passport.name).write_bytes(directory.passport.read_bytes())
     (folder / "config.yaml").write_text(to_yaml(job.config), encoding="utf-8")
     job.skeleton.model.config.save_pretrained(folder / "model")

@@ -49,6 +49,7 @@ class RunDirectory:
         self.passport = self.path / "passport.json"
         self.sessions = self.path / "sessions.jsonl"
         self._lock: BinaryIO | None = None
+        self._passport = b""
 
     def log(self, rank: int) -> Path:
         """Where ``rank`` logs."""
@@ -113,8 +114,11 @@ class RunDirectory:
         write_atomically(self.path / "config.yaml", text.encode())
 
     def write_passport(self, passport: dict[str, Any]) -> None:
-        """Writes what was run on what, and what was read back, to ``passport.json``."""
-        write_atomically(self.passport, _json(passport, indent=2))
+        """Writes what was run on what, and what was read back, to ``passport.json``, if it says anything new."""
+        text = _json(passport, indent=2)
+        if text != self._passport:
+            write_atomically(self.passport, text)
+            self._passport = text
 
     def write_derived(self, name: str, content: dict[str, Any]) -> None:
         """Writes what a library underneath was told."""

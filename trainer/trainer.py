@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trainer.callbacks.throughput import Throughput
     from trainer.distributed.stop import StopRequest
     from trainer.evaluation import Evaluator
-    from trainer.protocols import Callback, Engine
+    from trainer.protocols import Callback, Engine, Saver
 
 
 Step = tuple[int, np.ndarray, list[Batch]]
@@ -66,6 +66,12 @@ class Plan:
     def saves(self, step: int) -> bool:
         """Whether a checkpoint is due after ``step``."""
         return step == self.stop_after or (self.save_every is not None and step % self.save_every == 0)
+
+    def saves_after(self, done: int) -> int:
+        """How many checkpoints are due after step ``done``."""
+        if self.save_every is None:
+            return 1
+        return self.stop_after // self.save_every - done // self.save_every + (self.stop_after % self.save_every > 0)
 
     def evaluates(self, step: int) -> bool:
         """Whether the held-out split is due after ``step``."""
@@ -129,7 +135,7 @@ class Trainer:
         plan: when to do what.
         stop: requests to stop.
         callbacks: who watches; empty on all ranks but 0.
-        save: writes a checkpoint: (step, tokens seen).
+        saver: keeps checkpoints.
         throughput: counts what steps are made of.
         evaluator: measures on held-out samples; None: there are none.
         watching: context for a step, told its number.
@@ -142,7 +148,7 @@ class Trainer:
         plan: Plan,
         stop: StopRequest,
         callbacks: list[Callback],
-        save: Callable[[int, int], None],
+        saver: Saver,
         throughput: Throughput,
         evaluator: Evaluator | None = None,
         watching: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext(),
@@ -153,7 +159,7 @@ class Trainer:
         self._plan = plan
         self._stop = stop
         self._callbacks = callbacks
-        self._save = save
+        self._saver = saver
         self._throughput = throughput
         self._watching = watching
         self._tokens_seen = 0
@@ -188,16 +194,19 @@ class Trainer:
             if step < next_read:
                 continue
             self._read()
+            self._saver.look()
             reason = self._stop.agreed(step)
             if self._plan.evaluates(step):
                 with self._counted("evaluation"):
                     self._evaluation = self.evaluate(step)
             if reason or self._plan.saves(step):
                 with self._counted("checkpoints"):
-                    self._save(step, self._tokens_seen)
+                    self._saver.save(step, self._tokens_seen)
             if reason:
                 break
             self._interval_began = time.perf_counter()
+        with self._counted("checkpoints"):
+            self._saver.finish()
         seconds = time.perf_counter() - self._began
         return Outcome(step, self._tokens_seen, reason, self._last, self._evaluation, seconds, dict(self._phases))
 
@@ -210,6 +219,7 @@ class Trainer:
                     counts = self._count(micro_batches)
                 terms = self._engine.forward_backward(step, micro_batches, counts)
             with self._clock.span("optimizer"):
+                self._saver.hold()
                 stats = self._engine.optimizer_step(StepPlan(step, self._plan.lr_scale(step), self._plan.max_norm))
         return StepValues(terms, counts, stats)
 
@@ -263,6 +273,7 @@ class Trainer:
             callback.on_log(records)
         if sentence := self._nonfinite(pending, records):
             if self._plan.nonfinite == "stop":
+                self._saver.finish()  # what is being written is from before
                 raise TrainingFailed(
                     f"{sentence} Lower optimizer.lr or look at these samples; train.nonfinite=skip goes on without such steps. "
                     "The last checkpoint is untouched."

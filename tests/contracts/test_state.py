@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.contracts.tasks import NAMES, SPREAD, STEADY, layout
-from trainer.checkpoint.checkpointer import choose
+from trainer.checkpoint.find import choose
 from trainer.checkpoint.shards import write_shards
 from trainer.errors import StorageFailed
 from trainer.state.storage import parts_of, read_tensors

@@ -83,8 +83,9 @@ def test_a_resumed_curve_is_bitwise_the_uninterrupted_one(stream, tmp_path, form
     assert len(evaluated) == 1 and json.loads(evaluated[0])["num_targets"] > 100
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(stream, tmp_path):
-    arguments = [*stream, *FORMS["padded"], "train.steps=40", "checkpoint.every=3"]
+@pytest.mark.parametrize("more", [[], pytest.param(["checkpoint.background=true"], marks=pytest.mark.slow)], ids=["waiting", "background"])
+def test_a_killed_run_goes_on_to_the_same_bits(stream, tmp_path, more):
+    arguments = [*stream, *FORMS["padded"], "train.steps=40", "checkpoint.every=3", *more]
     whole = train_curve(arguments, tmp_path / "whole", 2)
     assert bits(kill_until_done(arguments, tmp_path / "run", 2, 3, random.Random(1))) == bits(whole)
 

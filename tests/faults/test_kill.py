@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests.contracts.tasks import layout
+from trainer.checkpoint import verify
 from trainer.testing import Ranks, last_wins, prepared, read_curve, train_curve, train_here
 
 
@@ -61,15 +62,26 @@ def remove_newest(run_dir):
     shutil.rmtree(newest)
 
 
+BACKGROUND = "checkpoint.background=true"
+OTHERS = ("zero3", "tensor", "pipeline")
+
+
 @pytest.mark.parametrize(
-    ("ranks", "workers", "strategy"),
-    [(1, 0, "single"), (2, 2, "fsdp"), *(pytest.param(2, 0, name, marks=pytest.mark.slow) for name in ("zero3", "tensor", "pipeline"))],
+    ("ranks", "workers", "strategy", "more", "kills"),
+    [
+        (1, 0, "single", [], 10),
+        (2, 2, "fsdp", [], 10),
+        (2, 0, "fsdp", [BACKGROUND], 4),
+        *(pytest.param(2, 0, name, more, 10, marks=pytest.mark.slow) for more in ([], [BACKGROUND]) for name in OTHERS),
+        pytest.param(1, 2, "single", [BACKGROUND], 10, marks=pytest.mark.slow),
+        pytest.param(2, 2, "fsdp", [BACKGROUND], 10, marks=pytest.mark.slow),
+    ],
 )
-def test_ten_kills_at_random_instants(hard, tmp_path, ranks, workers, strategy):
-    arguments = last_wins([*hard, f"data.workers={workers}", *layout(strategy)])
+def test_kills_at_random_instants(hard, tmp_path, ranks, workers, strategy, more, kills):
+    arguments = last_wins([*hard, f"data.workers={workers}", *layout(strategy), *more])
     whole = train_curve(arguments, tmp_path / "whole", ranks)
     assert 2 * rows_of(hard) < 60 * 16, "the run must cross an epoch's edge"
-    curve = kill_until_done(arguments, tmp_path / "run", ranks, 10, random.Random(workers))
+    curve = kill_until_done(arguments, tmp_path / "run", ranks, kills, random.Random(workers))
     assert [line["step"] for line in curve] == list(range(1, 61))
     assert [(line["loss"].hex(), line["samples"]) for line in curve] == [(line["loss"].hex(), line["samples"]) for line in whole]
 
@@ -103,20 +115,22 @@ def test_masks_dropout_and_workers_survive_kills(task, tmp_path, name, strategy,
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("more", [[], [BACKGROUND]], ids=["waiting", "background"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("seed", range(10))
-def test_two_hundred_kills(hard, tmp_path, strategy, seed):
-    arguments = [*hard, f"data.workers={seed % 2 * 2}", f"strategy={strategy}"]
+def test_two_hundred_kills(hard, tmp_path, strategy, seed, more):
+    arguments = [*hard, f"data.workers={seed % 2 * 2}", f"strategy={strategy}", *more]
     whole = train_curve(arguments, tmp_path / "whole", 2)
     curve = kill_until_done(arguments, tmp_path / "run", 2, 10, random.Random(1000 + seed))
     assert [line["loss"].hex() for line in curve] == [line["loss"].hex() for line in whole]
 
 
-def die_in(function, call, arguments):
-    """Trains until ``function`` of trainer.checkpoint.commit is called for the ``call``-th time, then dies as by kill -9."""
-    from trainer.checkpoint import commit
+def die_in(module, function, call, arguments):
+    """Trains until a function is called for the ``call``-th time, from whatever thread, then dies as by kill -9."""
+    import importlib
 
-    original = getattr(commit, function)
+    place = importlib.import_module(f"trainer.checkpoint.{module}")
+    original = getattr(place, function)
     calls = []
 
     def fatal(*args, **kwargs):
@@ -125,18 +139,34 @@ def die_in(function, call, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
 
-    setattr(commit, function, fatal)
+    setattr(place, function, fatal)
     train_here(arguments)
 
 
-@pytest.mark.parametrize("function", ["begin", "describe_files", "commit", "prune"])
-def test_killed_between_write_and_commit(hard, tmp_path, function):
-    arguments = [*hard, "train.steps=15"]
+PLACES = [("commit", "begin", 3), ("checkpointer", "write_shards", 3), ("shards", "_make_durable", 3), ("commit", "describe_files", 3)]
+PLACES += [("manifest", "write", 3), ("commit", "commit", 3), ("commit", "prune", 3)]
+STAGING = ("staging", "replace", 280)
+"""In the middle of the third copy, of 112 tensors."""
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "call", "more"),
+    [
+        *((*place, []) for place in PLACES if place[0] == "commit"),
+        *(pytest.param(*place, [], marks=pytest.mark.slow) for place in PLACES if place[0] != "commit"),
+        *((*place, [BACKGROUND]) for place in (STAGING, PLACES[2], PLACES[4])),
+        *(pytest.param(*place, [BACKGROUND], marks=pytest.mark.slow) for place in PLACES if place not in (PLACES[2], PLACES[4])),
+    ],
+)
+def test_killed_in_the_middle_of_a_save(hard, tmp_path, module, function, call, more):
+    arguments = [*hard, "train.steps=15", *more]
     whole = train_curve(arguments, tmp_path / "whole")
-    job = Ranks(die_in, 1, function, 3, last_wins([*arguments, f"run.dir={tmp_path / 'run'}"]))
+    job = Ranks(die_in, 1, module, function, call, last_wins([*arguments, f"run.dir={tmp_path / 'run'}"]))
     with pytest.raises(AssertionError, match="-9"):
         job.results()
     job.kill()
+    left = verify.newest(tmp_path / "run" / "checkpoints")
+    assert left and all(verify.problems(folder) == [] for folder in left)
     assert len(read_curve(tmp_path / "run")) >= 3
     curve = train_curve(arguments, tmp_path / "run")
     assert [line["loss"].hex() for line in curve] == [line["loss"].hex() for line in whole]

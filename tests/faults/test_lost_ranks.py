@@ -60,8 +60,10 @@ def die_in_save(rank, victim):
     checkpointer.write_shards = lambda *arguments: die() if rank == victim else original(*arguments)
 
 
-def test_a_rank_killed_in_a_save_keeps_nobody_waiting(long, tmp_path):
-    guests = Guests(tmp_path / "guests", tmp_path / "run", RANKS, long, die_in_save, 1)
+@pytest.mark.parametrize("background", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_rank_killed_in_a_save_keeps_nobody_waiting(long, tmp_path, background):
+    arguments = [*long, f"checkpoint.background={str(background).lower()}"]
+    guests = Guests(tmp_path / "guests", tmp_path / "run", RANKS, arguments, die_in_save, 1)
     guests.wait_for(guests.reached(4))
     seen = guests.wait()
     assert seen.codes == [3, -signal.SIGKILL, 3] and seen.seconds < 10

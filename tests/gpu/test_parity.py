@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.contracts.tasks import NAMES, SPREAD
+from tests.contracts.test_background import in_both_modes
 from trainer.testing import assert_same_curve, last_wins, read_curve, run_ranks, train_curve, train_here
 
 FSDP = ["+strategy=fsdp"]
@@ -100,6 +101,11 @@ def test_a_run_moves_from_the_gpu_to_the_cpu_and_back(tiny, tmp_path, curve):
     train_curve([*tiny, "run.device=cpu", "+strategy=single", "train.stop_after=14"], run)
     moved = train_curve([*tiny, "run.device=cuda", *FSDP, "strategy.cpu_offload=true"], run)
     assert_same_curve(moved, curve("run.device=cuda"), loss=1e-4, grad_norm=1e-3)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "fsdp, offloaded", "zero2, offloaded", "zero3"])
+def test_a_checkpoint_written_in_the_background_has_the_bits_of_one_that_was_waited_for(tiny_gpu, tmp_path, name):
+    in_both_modes([*tiny_gpu, *STRATEGIES[name], "train.steps=12", "checkpoint.every=4", "checkpoint.keep=null"], tmp_path, 1)
 
 
 def test_the_record_names_the_gpu_and_its_memory(tiny_gpu, tmp_path):

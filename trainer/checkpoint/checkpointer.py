@@ -1,103 +1,266 @@
-"""Saving and finding checkpoints over all ranks: what trainer.checkpoint.commit does on one disk, agreed by everybody."""
+"""Saving checkpoints over all ranks: what trainer.checkpoint.commit does on one disk, agreed by everybody."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from rich.filesize import decimal
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from trainer.checkpoint import commit, storage, verify
+from trainer.checkpoint.background import Answer, Background
+from trainer.checkpoint.config import CheckpointConfig
 from trainer.checkpoint.files import remove, write_atomically
+from trainer.checkpoint.find import STATE
 from trainer.checkpoint.manifest import Entry
 from trainer.checkpoint.shards import write_shards
+from trainer.checkpoint.staging import Staging
 from trainer.distributed.agreement import Agreement
+from trainer.distributed.log import LOGGER
 from trainer.distributed.sharding import local_part, num_copies
 from trainer.errors import Refused, StorageFailed
-from trainer.state.storage import parts_of
+from trainer.state.storage import Part, parts_of
 from trainer.types import RunState
 
-STATE = "state.json"
+
+@dataclass(frozen=True)
+class Draft:
+    """A checkpoint that is being written.
+
+    Attributes:
+        run_state: what it holds beside tensors.
+        partial: where it is written.
+    """
+
+    run_state: RunState
+    partial: Path
 
 
 class Checkpointer:
-    """Writes and finds the checkpoints of one run. All methods are collective.
+    """Writes the checkpoints of one run. All methods but ``hold`` and ``close`` are collective.
 
     Args:
         checkpoints: their folder, on a file system that every rank sees.
         agreement: between all ranks.
-        keep: how many to keep; None: all.
-        describe: writes what a checkpoint holds beside tensors and state.json (config, tokenizer ...) into a folder; rank 0.
+        config: how many to keep, and whether training goes on while one is written.
+        previous: the step of this run's newest checkpoint; None if it has none.
+        describe: writes what a checkpoint holds beside tensors and state.json (config, tokenizer ...) into a folder; rank 0, perhaps
+            in another thread.
         say: shows a line to the user; rank 0.
     """
 
     def __init__(
-        self, checkpoints: Path, agreement: Agreement, keep: int | None, describe: Callable[[Path], None], say: Callable[[str], None]
+        self,
+        checkpoints: Path,
+        agreement: Agreement,
+        config: CheckpointConfig,
+        previous: int | None,
+        describe: Callable[[Path], None],
+        say: Callable[[str], None],
     ):
         self._checkpoints = checkpoints
         self._agreement = agreement
-        self._keep = keep
+        self._keep = config.keep
         self._describe = describe
         self._say = say
-        self._previous: int | None = None
+        self._previous = previous
+        self._needed = 0
+        self._background = Background(agreement) if config.background else None
+        self._staging: Staging | None = None
+        self._writing: Draft | None = None
+        self._said_that_it_waited = False
 
-    def save(self, state: dict[str, Tensor], run_state: RunState) -> Path:
-        """Writes one checkpoint; it exists when this returns, or not at all.
+    def prepare(self, state: dict[str, Tensor], to_come: int) -> int:
+        """Sees before training what saves will need: warns if the disk has no room for them, and takes the memory of background saves.
+
+        Args:
+            state: the engine's.
+            to_come: how many checkpoints this session will write.
+
+        Returns:
+            Bytes of memory that this rank keeps for saves.
 
         Raises:
-            StorageFailed: on every rank, when any rank could not write.
+            Refused: it cannot be had.
         """
-        step, rank = run_state.step, self._agreement.rank
         ranks = self._agreement.world_size
         shares = self._agreement.gather((crc32(" ".join(state).encode()), sum(_share(tensor, ranks) for tensor in state.values())))
         alike = Counter(names for names, _ in shares)  # ranks of one stage of a pipeline hold the same names
-        needed = round(sum(share * ranks / alike[names] for names, share in shares))
-        partial = self._checkpoints / f"step-{step}{commit.PARTIAL}"
+        self._needed = round(sum(share * ranks / alike[names] for names, share in shares))
+        if self._agreement.rank == 0:
+            there = len(verify.newest(self._checkpoints))
+            if warning := storage.room_warning(self._checkpoints, self._needed, there, to_come, self._keep):
+                self._say(warning)
+        if self._background is None:
+            return 0
+        files = parts_of(state)
+        try:
+            self._staging = Staging(files)
+        except (MemoryError, RuntimeError) as error:
+            size = decimal(sum(part.tensor.nbytes for parts in files.values() for part in parts))
+            raise Refused(
+                f"checkpoint.background=true keeps a copy of what rank {self._agreement.rank} writes, {size}, in memory, which cannot be had "
+                f"({error}): set it to false, or start more ranks."
+            ) from error
+        return self._staging.nbytes
 
-        def begin() -> None:
-            if rank == 0:
-                storage.require_space(self._checkpoints, needed)
-                commit.begin(self._checkpoints, step)
+    def save(self, state: dict[str, Tensor], run_state: RunState) -> Path | None:
+        """Writes one checkpoint, or begins to, if that is the background's; what was begun before must have been waited for.
 
-        def write() -> dict[str, Entry]:
-            return write_shards(partial, parts_of(state))
+        Returns:
+            The checkpoint; None: ``look`` or ``wait`` will return it.
 
-        def publish() -> None:
-            if rank == 0:
-                own = self._write_own_files(partial, run_state)
-                commit.commit(partial, {name: entry for part in [*shards, own] for name, entry in part.items()}, step)
+        Raises:
+            StorageFailed: on every rank, when any rank could not write; then it does not exist.
+        """
+        draft = Draft(run_state, self._checkpoints / f"step-{run_state.step}{commit.PARTIAL}")
+        self._together(lambda: self._begin(draft), draft)
+        if self._background is None:
+            shards = self._together(lambda: write_shards(draft.partial, parts_of(state)), draft)
+            self._together(lambda: self._publish(draft, shards), draft)
+            self._prune(draft)
+            return self._published(draft)
+        held: dict[str, dict[str, list[Part]]] = {}
+        self._together(lambda: held.update(self._stage(state)), draft)
+        write = lambda: self._beside_training(lambda: self._write_staged(draft, held), draft)  # noqa: E731
+        self._background.start(run_state.step, write, lambda told: self._conclude(draft, told))
+        self._writing = draft
+        return None
 
-        self._together(begin, step, needed)
-        shards = self._together(write, step, needed)
-        self._together(publish, step, needed)
-        self._previous = step
-        if rank == 0:
-            commit.prune(self._checkpoints, self._keep, step)
-        return self._checkpoints / f"step-{step}"
+    def look(self) -> Path | None:
+        """The checkpoint that was begun, if it has been completed since.
 
-    def _together(self, phase: Callable[[], Any], step: int, needed: int) -> list[Any]:
+        Raises:
+            StorageFailed: on every rank, when any rank could not write it.
+        """
+        return self._told(self._background.look()) if self._background and self._background.busy else None
+
+    def wait(self, due: int | None = None) -> Path | None:
+        """The same, once it is known; None if there is none.
+
+        Args:
+            due: the step whose save waits for it, of which the user is told once.
+        """
+        if self._background is None or not self._background.busy:
+            return None
+        if (folder := self.look()) or self._writing is None:
+            return folder
+        step, began = self._writing.run_state.step, time.perf_counter()
+        folder = self._told(self._background.wait())
+        if due is not None and self._agreement.rank == 0 and not self._said_that_it_waited:
+            self._said_that_it_waited = True
+            self._say(
+                f"Checkpoint step-{step} was still being written when step-{due} was due: training waited {time.perf_counter() - began:.1f} s "
+                "for it, and will again without another word. Raise checkpoint.every, or point run.dir at a faster disk."
+            )
+        return folder
+
+    def hold(self) -> None:
+        """To be called before an update: lets it wait for what is still being copied out of the tensors that it changes."""
+        if self._staging is not None:
+            self._staging.hold()
+
+    def close(self) -> None:
+        """Gives up what is still being written, if the session ends without having waited for it."""
+        if self._background is not None and self._background.busy:
+            self._background.abandon()
+        elif self._staging is not None:
+            self._staging.close()
+
+    def _begin(self, draft: Draft) -> None:
+        if self._agreement.rank == 0:
+            storage.require_space(self._checkpoints, self._needed)
+            commit.begin(self._checkpoints, draft.run_state.step)
+
+    def _stage(self, state: dict[str, Tensor]) -> dict[str, dict[str, list[Part]]]:
+        """The live tensors, to be kept until they are copied, and the copies."""
+        assert self._staging is not None
+        live = parts_of(state)
+        return {"live": live, "copies": self._staging.fill(live)}
+
+    def _write_staged(self, draft: Draft, held: dict[str, dict[str, list[Part]]]) -> dict[str, Entry]:
+        assert self._staging is not None
+        self._staging.arrived()
+        held["live"].clear()
+        return write_shards(draft.partial, held["copies"])
+
+    def _conclude(self, draft: Draft, told: list[Answer]) -> str:
+        """Rank 0's last part of a background save; returns what failed, or nothing."""
+        sentence = _first_failure(told)
+        if sentence is None:
+            shards = [answer["result"] for answer in told]
+            sentence = self._beside_training(lambda: self._publish(draft, shards), draft)["failure"]
+        if sentence is not None:
+            self._discard(draft)
+            return str(sentence)
+        try:
+            self._prune(draft)
+        except OSError as error:
+            return str(storage.explain_write(error, self._checkpoints) or error)
+        return ""
+
+    def _publish(self, draft: Draft, shards: list[dict[str, Entry]]) -> None:
+        if self._agreement.rank == 0:
+            own = self._write_own_files(draft.partial, draft.run_state)
+            commit.commit(draft.partial, {name: entry for part in [*shards, own] for name, entry in part.items()}, draft.run_state.step)
+
+    def _prune(self, draft: Draft) -> None:
+        if self._agreement.rank == 0:
+            commit.prune(self._checkpoints, self._keep, draft.run_state.step)
+
+    def _told(self, outcome: str | None) -> Path | None:
+        if outcome is None or self._writing is None:
+            return None
+        if outcome:
+            raise StorageFailed(outcome)
+        draft, self._writing = self._writing, None
+        return self._published(draft)
+
+    def _published(self, draft: Draft) -> Path:
+        self._previous = draft.run_state.step
+        return draft.partial.with_name(f"step-{draft.run_state.step}")
+
+    def _together(self, phase: Callable[[], Any], draft: Draft) -> list[Any]:
         """Runs one phase of a save on every rank; returns every rank's result, or raises on all what failed on the first."""
+        answer, failure = self._attempt(phase, draft)
+        told = self._agreement.gather(answer)
+        sentence = _first_failure(told)
+        if sentence is None:
+            return [answer["result"] for answer in told]
+        if self._agreement.rank == 0:
+            self._discard(draft)
+        raise failure or StorageFailed(sentence)
+
+    def _attempt(self, phase: Callable[[], Any], draft: Draft) -> tuple[Answer, StorageFailed | None]:
+        """Runs a phase; returns what this rank has to tell of it, and what it failed with in words."""
         failure, result = None, None
         try:
             result = phase()
         except (Exception, CheckpointException) as error:  # torch's wraps what storage raised, and is no Exception
-            failure = storage.explain(error, self._checkpoints, step, self._previous, needed)
+            failure = storage.explain(error, self._checkpoints, draft.run_state.step, self._previous, self._needed)
             failure.__cause__ = error
-        said = self._agreement.gather({"result": result, "failure": failure and str(failure)})
-        sentence = next((answer["failure"] for answer in said if answer["failure"]), None)
-        if sentence is None:
-            return [answer["result"] for answer in said]
-        if self._agreement.rank == 0:
-            with contextlib.suppress(OSError):
-                remove(self._checkpoints / f"step-{step}{commit.PARTIAL}")  # half a checkpoint would keep a full disk full
-        raise failure or StorageFailed(sentence)
+        return {"result": result, "failure": failure and str(failure)}, failure
+
+    def _beside_training(self, phase: Callable[[], Any], draft: Draft) -> Answer:
+        """Runs a phase in the background's thread; the main threads will hear its sentence only, so the rest goes into the log."""
+        answer, failure = self._attempt(phase, draft)
+        if failure is not None:
+            LOGGER.error("%s", "".join(traceback.format_exception(failure)))
+        return answer
+
+    def _discard(self, draft: Draft) -> None:
+        with contextlib.suppress(OSError):
+            remove(draft.partial)  # half a checkpoint would keep a full disk full
 
     def _write_own_files(self, folder: Path, run_state: RunState) -> dict[str, Entry]:
         """Rank 0's files beside the shards; returns their entries."""
@@ -106,89 +269,9 @@ class Checkpointer:
         write_atomically(folder / STATE, (json.dumps(asdict(run_state), indent=1) + "\n").encode())
         return commit.describe_files(folder, [path for path, _ in verify.walk(folder) if path not in before])
 
-    def find(self, resume: str) -> tuple[Path, RunState] | None:
-        """The checkpoint to go on from.
 
-        Args:
-            resume: ``latest``, ``never``, or a checkpoint folder or run directory to start from when this run has none of its own.
-
-        Returns:
-            Its folder and state; None for a fresh start.
-
-        Raises:
-            Refused: ``never`` although there is one, or the path given holds none.
-            StorageFailed: there are checkpoints and none of them is whole.
-        """
-        if self._agreement.rank == 0:
-            for line in commit.clean(self._checkpoints):
-                self._say(line)
-        # Rank 0's list, not each rank's own: a network file system may show others what has just been cleaned away.
-        own = [self._checkpoints / name for name in self._agreement.from_first([path.name for path in verify.newest(self._checkpoints)])]
-        if own and resume == "never":
-            raise Refused(
-                f"checkpoint.resume=never, but {self._checkpoints} holds a checkpoint: choose another run.dir, or checkpoint.resume=latest to go on."
-            )
-        if not own and resume in ("latest", "never"):
-            return None
-        if own and resume != "latest":
-            self._mind_own(Path(resume))
-        folder, skipped = verify.choose(self._checkpoints, self._check, own) if own else choose(Path(resume), self._check)
-        assert folder is not None
-        if self._agreement.rank == 0:
-            for line in skipped:
-                self._say(line)
-        state = read_run_state(folder)
-        self._previous = state.step if own else None
-        return folder, state
-
-    def _mind_own(self, resume: Path) -> None:
-        """A path to start from means nothing to a run that has begun: says so, or refuses a step back within the run."""
-        if resume.resolve().is_relative_to(self._checkpoints.resolve()):
-            raise Refused(
-                f"checkpoint.resume={resume} is one of this run's own checkpoints, and a run only goes on from its newest: "
-                "to go back to it, give the same path together with another run.dir."
-            )
-        if self._agreement.rank == 0:
-            self._say(f"checkpoint.resume={resume} is not used: this run has checkpoints of its own and goes on from the newest.")
-
-    def _check(self, folder: Path) -> list[str]:
-        """Each rank hashes its share of the files; all learn of all problems."""
-        share = (self._agreement.rank, self._agreement.world_size)
-        return sorted({problem for part in self._agreement.gather(verify.problems(folder, share)) for problem in part})
-
-
-def choose(source: Path, check: Callable[[Path], list[str]] = verify.problems) -> tuple[Path, list[str]]:
-    """The newest whole checkpoint of a run directory, of its ``checkpoints`` folder, or the checkpoint that ``source`` is itself.
-
-    Returns:
-        Its folder, and a sentence for each newer one that was skipped.
-
-    Raises:
-        Refused: ``source`` holds no checkpoint.
-        StorageFailed: none is whole.
-    """
-    if verify.step_of(source) is not None and source.is_dir():
-        found = check(source)
-        if found:
-            raise StorageFailed(f"checkpoint {source} cannot be used: " + " ".join(found))
-        return source, []
-    below = source / "checkpoints" if (source / "checkpoints").is_dir() else source
-    folder, skipped = verify.choose(below, check)
-    if folder is None:
-        raise Refused(f"{source} holds no checkpoint: give a run directory, or a folder checkpoints/step-N inside of one.")
-    return folder, skipped
-
-
-def read_run_state(folder: Path) -> RunState:
-    """The run state of a checkpoint that has been verified.
-
-    Raises:
-        StorageFailed: it is not what this version writes.
-    """
-    try:
-        return RunState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise StorageFailed(f"{folder / STATE} cannot be read ({error}): was it written by another version of isotrain?") from error
+def _first_failure(told: list[Answer]) -> str | None:
+    return next((answer["failure"] for answer in told if answer["failure"]), None)
 
 
 def _share(tensor: Tensor, ranks: int) -> float:

@@ -23,3 +23,8 @@ class CheckpointConfig:
         aliases=("resume_from_checkpoint",),
     )
     keep: int | None = setting(2, "how many checkpoints to keep; None: all", minimum=1, aliases=("save_total_limit", "keep_last"))
+    background: bool = setting(
+        False,
+        "go on training while a checkpoint is written; keeps a copy of each rank's share in memory",
+        aliases=("async_save", "async", "async_mode", "background_save"),
+    )

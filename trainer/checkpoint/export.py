@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from trainer.checkpoint.checkpointer import choose
+from trainer.checkpoint.find import choose
 from trainer.errors import Refused
 from trainer.model.names import aliases
 from trainer.model.skeleton import build_model, task_of

@@ -47,6 +47,27 @@ def require_space(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
+def room_warning(folder: Path, size: int, there: int, to_come: int, keep: int | None) -> str | None:
+    """What to say if the checkpoints that a run will hold at once do not fit; None if they do.
+
+    Args:
+        folder: of all checkpoints.
+        size: bytes of one.
+        there: how many lie there already.
+        to_come: how many will be written.
+        keep: how many stay; None: all. While one is written, those that it replaces are still there.
+    """
+    more = to_come if keep is None else min(to_come, max(keep - there, 0) + 1)
+    needed, free = more * size, free_bytes(folder)
+    if needed <= free:
+        return None
+    why = "all are kept, checkpoint.keep=null" if keep is None else f"checkpoint.keep={keep}, and the one that is being written"
+    return (
+        f"Warning: {folder} has {decimal(free)} free, and checkpoints will take {decimal(needed)} more ({more} of {decimal(size)}: {why}). "
+        "A save that does not fit ends the run: free some space, lower checkpoint.keep, or point run.dir at another disk."
+    )
+
+
 def explain(error: BaseException, folder: Path, step: int, previous: int | None, needed: int | None = None) -> StorageFailed:
     """What a failed save means to the user.
 

@@ -15,8 +15,8 @@ from transformers import PreTrainedConfig
 from trainer.assembly import build_engine, build_evaluator, open_job
 from trainer.callbacks.summary import print_examples, print_facts
 from trainer.checkpoint import verify
-from trainer.checkpoint.checkpointer import choose, read_run_state
 from trainer.checkpoint.files import write_atomically
+from trainer.checkpoint.find import choose, read_run_state
 from trainer.commands.request import Request, config_of
 from trainer.config import Config
 from trainer.data.tokenizer import same_vocabulary

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trainer.checkpoint.checkpointer import choose
 from trainer.checkpoint.export import load_model
+from trainer.checkpoint.find import choose
 from trainer.errors import DONE, Refused
 from trainer.model.generation import generate_text
 from trainer.model.pretrained import read_config

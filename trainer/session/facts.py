@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.filesize import decimal
 
 from trainer.callbacks.ranks import Ranks
 from trainer.callbacks.report import REPORT
@@ -39,7 +40,7 @@ WRITERS = ("causal_lm", "seq2seq")
 """The tasks whose models write text."""
 
 
-def opening_facts(job: Job, folder: Path, data_size: int, done: int) -> dict[str, str]:
+def opening_facts(job: Job, folder: Path, data_size: int, done: int, staged: int = 0) -> dict[str, str]:
     """What is going to happen, by name.
 
     Args:
@@ -47,6 +48,7 @@ def opening_facts(job: Job, folder: Path, data_size: int, done: int) -> dict[str
         folder: ``run.dir``.
         data_size: ranks that see different samples.
         done: steps behind it.
+        staged: bytes of memory that this rank keeps for checkpoints.
     """
     train = job.config.train
     more = f"; {done:,} are done" if done else ""
@@ -58,6 +60,7 @@ def opening_facts(job: Job, folder: Path, data_size: int, done: int) -> dict[str
         **_compiled(job),
         **_mfu(job),
         **_data(job, data_size),
+        **({"checkpoints": f"written while training goes on, from {decimal(staged)} of memory kept on each rank"} if staged else {}),
         "steps": f"{train.steps:,}{_amount(job)}{more}",
         "run": f"{folder}  (isotrain {version('isotrain') or 'from a checkout'})",
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.checkpoint.builders import save
-from trainer.checkpoint import verify
+from trainer.checkpoint import storage, verify
 from trainer.checkpoint.storage import explain, require_space
 from trainer.errors import StorageFailed
 
@@ -69,6 +69,18 @@ def test_what_cannot_fit_is_not_begun(tmp_path: Path) -> None:
     with pytest.raises(OSError) as raised:
         require_space(tmp_path, 2**62)
     assert "the disk is full (4.6 EB needed, " in str(explain(raised.value, tmp_path, 40, 20, needed=2**62))
+
+
+@pytest.mark.parametrize(
+    ("there", "to_come", "keep", "more"),
+    [(0, 1, 2, 1), (0, 10, 2, 3), (1, 10, 2, 2), (2, 10, 2, 1), (5, 10, 2, 1), (0, 10, None, 10), (3, 4, None, 4)],
+)
+def test_room_for_all_that_will_lie_there_at_once(tmp_path, monkeypatch, there, to_come, keep, more):
+    monkeypatch.setattr(storage, "free_bytes", lambda folder: more * 1000)
+    assert storage.room_warning(tmp_path, 1000, there, to_come, keep) is None
+    monkeypatch.setattr(storage, "free_bytes", lambda folder: more * 1000 - 1)
+    warning = storage.room_warning(tmp_path, 1000, there, to_come, keep)
+    assert f"{more}.0 kB more ({more} of 1.0 kB: " in warning and f"checkpoint.keep={keep or 'null'}" in warning
 
 
 LIMITED = """
