@@ -8,9 +8,8 @@ import torch
 
 from tests.contracts.tasks import NAMES, SPREAD, STEADY, layout
 from trainer.checkpoint.find import choose
-from trainer.checkpoint.shards import write_shards
 from trainer.errors import StorageFailed
-from trainer.state.storage import parts_of, read_tensors
+from trainer.state.storage import plan_shares, read_tensors
 from trainer.testing import assert_same_curve, last_wins, run_ranks, train_curve
 
 STRATEGIES = ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3", "tensor", "tensor x fsdp", "pipeline", "pipeline x fsdp")
@@ -130,7 +129,7 @@ def test_all_names_are_those_of_the_stock_model_and_tied_weights_stand_once(tiny
 
 def test_what_is_no_tensor_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"optim\.lr"):
-        write_shards(tmp_path, parts_of({"model.w": torch.ones(2), "optim.lr": 1e-3}))
+        plan_shares({"model.w": torch.ones(2), "optim.lr": 1e-3})
 
 
 def test_no_file_of_a_checkpoint_is_a_pickle(tiny, tmp_path):

@@ -12,7 +12,7 @@ from trainer import assembly
 from trainer.checkpoint.shards import write_shards
 from trainer.config import load
 from trainer.errors import Refused, StorageFailed
-from trainer.state.storage import parts_of, read_state, read_tensors
+from trainer.state.storage import plan_shares, read_state, read_tensors
 from trainer.strategy.zero import Facts
 from trainer.testing import assert_same_curve, last_wins, run_ranks, train_curve, train_here
 from trainer.types import StepPlan
@@ -82,7 +82,8 @@ def frozen(arguments, source, to):
     engine.forward_backward(1, micro_batches(job, engine, 1), {"targets": torch.tensor(400)})
     assert engine.optimizer_step(StepPlan(1, 1.0, None)).applied
     after = {name: whole(value) for name, value in engine.state().items()}
-    write_shards(to, parts_of(engine.state()))
+    state = engine.state()
+    write_shards(to, plan_shares(state).of(state))
     return {name: torch.equal(before[name], value) for name, value in after.items()}, {
         name: value.numpy() for name, value in before.items()
     }

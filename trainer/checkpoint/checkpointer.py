@@ -29,7 +29,7 @@ from trainer.distributed.agreement import Agreement
 from trainer.distributed.log import LOGGER
 from trainer.distributed.sharding import local_part, num_copies
 from trainer.errors import Refused, StorageFailed
-from trainer.state.storage import Part, parts_of
+from trainer.state.storage import Part, Shares, plan_shares
 from trainer.types import RunState
 
 
@@ -76,12 +76,13 @@ class Checkpointer:
         self._previous = previous
         self._needed = 0
         self._background = Background(agreement) if config.background else None
+        self._shares: Shares | None = None
         self._staging: Staging | None = None
         self._writing: Draft | None = None
         self._said_that_it_waited = False
 
     def prepare(self, state: dict[str, Tensor], to_come: int) -> int:
-        """Sees before training what saves will need: warns if the disk has no room for them, and takes the memory of background saves.
+        """Plans the saves before training: who writes what, whether the disk has room for them, and the memory of background ones.
 
         Args:
             state: the engine's.
@@ -101,9 +102,10 @@ class Checkpointer:
             there = len(verify.newest(self._checkpoints))
             if warning := storage.room_warning(self._checkpoints, self._needed, there, to_come, self._keep):
                 self._say(warning)
+        self._shares = plan_shares(state)
         if self._background is None:
             return 0
-        files = parts_of(state)
+        files = self._shares.of(state)
         try:
             self._staging = Staging(files)
         except (MemoryError, RuntimeError) as error:
@@ -124,15 +126,17 @@ class Checkpointer:
             StorageFailed: on every rank, when any rank could not write; then it does not exist.
         """
         draft = Draft(run_state, self._checkpoints / f"step-{run_state.step}{commit.PARTIAL}")
-        self._together(lambda: self._begin(draft), draft)
+        assert self._shares is not None
+        live = self._shares.of(state)
         if self._background is None:
-            shards = self._together(lambda: write_shards(draft.partial, parts_of(state)), draft)
+            self._together(lambda: self._begin(draft), draft)
+            shards = self._together(lambda: write_shards(draft.partial, live), draft)
             self._together(lambda: self._publish(draft, shards), draft)
             self._prune(draft)
             return self._published(draft)
-        held: dict[str, dict[str, list[Part]]] = {}
-        self._together(lambda: held.update(self._stage(state)), draft)
-        write = lambda: self._beside_training(lambda: self._write_staged(draft, held), draft)  # noqa: E731
+        copies: dict[str, list[Part]] = {}
+        self._together(lambda: self._stage(draft, live, copies), draft)
+        write = lambda: self._beside_training(lambda: self._write_staged(draft, live, copies), draft)  # noqa: E731
         self._background.start(run_state.step, write, lambda told: self._conclude(draft, told))
         self._writing = draft
         return None
@@ -182,17 +186,16 @@ class Checkpointer:
             storage.require_space(self._checkpoints, self._needed)
             commit.begin(self._checkpoints, draft.run_state.step)
 
-    def _stage(self, state: dict[str, Tensor]) -> dict[str, dict[str, list[Part]]]:
-        """The live tensors, to be kept until they are copied, and the copies."""
+    def _stage(self, draft: Draft, live: dict[str, list[Part]], copies: dict[str, list[Part]]) -> None:
         assert self._staging is not None
-        live = parts_of(state)
-        return {"live": live, "copies": self._staging.fill(live)}
+        self._begin(draft)
+        copies.update(self._staging.fill(live))
 
-    def _write_staged(self, draft: Draft, held: dict[str, dict[str, list[Part]]]) -> dict[str, Entry]:
+    def _write_staged(self, draft: Draft, live: dict[str, list[Part]], copies: dict[str, list[Part]]) -> dict[str, Entry]:
         assert self._staging is not None
         self._staging.arrived()
-        held["live"].clear()
-        return write_shards(draft.partial, held["copies"])
+        live.clear()  # what was kept so long; some of them were made for this save
+        return write_shards(draft.partial, copies)
 
     def _conclude(self, draft: Draft, told: list[Answer]) -> str:
         """Rank 0's last part of a background save; returns what failed, or nothing."""

@@ -24,7 +24,7 @@ _NAMES = {dtype: name for name, dtype in DTYPE_MAP.items()}
 
 
 def write_shards(folder: Path, files: Mapping[str, Sequence[Part]]) -> dict[str, Entry]:
-    """Writes this rank's ``files`` (trainer.state.storage.parts_of), durable when this returns.
+    """Writes this rank's ``files`` (trainer.state.storage.Shares), durable when this returns.
 
     Returns:
         What the manifest has to know of each.

@@ -20,7 +20,7 @@ class Staging:
     next update would change what is being copied (``hold``).
 
     Args:
-        files: what will be copied (trainer.state.storage.parts_of), for its sizes and places.
+        files: what will be copied (trainer.state.storage.Shares), for its sizes and places.
     """
 
     def __init__(self, files: Mapping[str, Sequence[Part]]):

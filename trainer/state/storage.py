@@ -17,9 +17,10 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner, HuggingFaceStorageReader, StorageWriter
 from torch.distributed.checkpoint._hf_utils import _gen_file_name
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.utils import find_state_dict_object
 from torch.futures import Future
 
 
@@ -38,8 +39,29 @@ class Part:
     tensor: Tensor
 
 
-def parts_of(state: dict[str, Tensor]) -> dict[str, list[Part]]:
-    """Which parts of ``state`` this rank writes into which file, live; what several ranks hold is written once. Collective.
+@dataclass(frozen=True)
+class Shares:
+    """Which parts of a state this rank writes, and into which files.
+
+    Attributes:
+        names: of the state's tensors.
+        files: by name of a file, the tensor and the place in it of each part.
+    """
+
+    names: frozenset[str]
+    files: dict[str, list[MetadataIndex]]
+
+    def of(self, state: dict[str, Tensor]) -> dict[str, list[Part]]:
+        """The parts, live, in a state of the same tensors."""
+        assert state.keys() == self.names
+        return {
+            file: [Part(index.fqn, tuple(index.offset or ()), find_state_dict_object(state, index).detach()) for index in held]
+            for file, held in self.files.items()
+        }
+
+
+def plan_shares(state: dict[str, Tensor]) -> Shares:
+    """Lets torch plan who writes what of states like this one; what several ranks hold is written once. Collective.
 
     Raises:
         ValueError: a value is no tensor, for which a safetensors file has no place.
@@ -47,10 +69,10 @@ def parts_of(state: dict[str, Tensor]) -> dict[str, list[Part]]:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"checkpoint state '{name}' is a {type(value).__name__}; only tensors can be written. Put it into state.json.")
-    shares = _Shares()
+    planned = _Planned()
     with _quiet():
-        dcp.save(state, storage_writer=shares, no_dist=_alone())
-    return shares.files
+        dcp.save(state, storage_writer=planned, no_dist=_alone())
+    return Shares(frozenset(state), planned.files)
 
 
 def read_state(folder: Path, state: dict[str, Tensor]) -> None:
@@ -73,11 +95,11 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-class _Shares(StorageWriter):
-    """Lets torch plan who writes what, and keeps what falls to this rank instead of writing it."""
+class _Planned(StorageWriter):
+    """Keeps what torch plans for this rank, and writes nothing."""
 
     def __init__(self) -> None:
-        self.files: dict[str, list[Part]] = {}
+        self.files: dict[str, list[MetadataIndex]] = {}
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Nothing: it is used once."""
@@ -96,14 +118,11 @@ class _Shares(StorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Puts the boxes that a rank holds of one tensor into files of their own: safetensors have each name once."""
         seen: Counter[str] = Counter()
-        parts: dict[int, list[Part]] = {}
+        files: dict[int, list[MetadataIndex]] = {}
         for item in plan.items:
-            name = item.index.fqn
-            seen[name] += 1
-            tensor = planner.resolve_data(item)
-            assert item.tensor_data is not None and isinstance(tensor, Tensor)
-            parts.setdefault(seen[name], []).append(Part(name, tuple(item.tensor_data.chunk.offsets), tensor))
-        self.files = {_gen_file_name(number, len(parts), plan.storage_data): held for number, held in parts.items()}
+            seen[item.index.fqn] += 1
+            files.setdefault(seen[item.index.fqn], []).append(item.index)
+        self.files = {_gen_file_name(number, len(files), plan.storage_data): held for number, held in files.items()}
         done: Future[list[WriteResult]] = Future()
         done.set_result([])
         return done

@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from trainer.checkpoint.shards import _contents, write_shards
 from trainer.checkpoint.staging import Staging
-from trainer.state.storage import Part, parts_of, read_tensors
+from trainer.state.storage import Part, plan_shares, read_tensors
 
 NAME = "shard-00001-model-00001-of-00001.safetensors"
 
@@ -29,7 +29,7 @@ def state():
 
 
 def test_what_is_written_is_read_by_safetensors_and_by_torch(tmp_path, state):
-    entry = write_shards(tmp_path, parts_of(state))[NAME]
+    entry = write_shards(tmp_path, plan_shares(state).of(state))[NAME]
     content = (tmp_path / NAME).read_bytes()
     assert entry == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     with safe_open(tmp_path / NAME, framework="pt") as stored:
@@ -42,15 +42,16 @@ def test_what_is_written_is_read_by_safetensors_and_by_torch(tmp_path, state):
 def test_no_file_is_written_over(tmp_path, state):
     (tmp_path / NAME).write_bytes(b"old")
     with pytest.raises(FileExistsError):
-        write_shards(tmp_path, parts_of(state))
+        write_shards(tmp_path, plan_shares(state).of(state))
 
 
 def test_a_staged_copy_stays_when_the_live_tensors_change_and_takes_no_more_memory_the_next_time(tmp_path, state):
-    staging = Staging(parts_of(state))
+    shares = plan_shares(state)
+    staging = Staging(shares.of(state))
     size = staging.nbytes
     for _ in range(2):
         before = {name: held.clone() for name, held in state.items()}
-        staged = staging.fill(parts_of(state))
+        staged = staging.fill(shares.of(state))
         for held in state.values():
             held.add_(1)
         (parts,) = staged.values()
@@ -60,7 +61,7 @@ def test_a_staged_copy_stays_when_the_live_tensors_change_and_takes_no_more_memo
 
 
 def test_live_and_staged_parts_make_the_same_file(tmp_path, state):
-    live = parts_of(state)
+    live = plan_shares(state).of(state)
     for folder in ("live", "staged"):
         (tmp_path / folder).mkdir()
     entries = [write_shards(tmp_path / "live", live), write_shards(tmp_path / "staged", Staging(live).fill(live))]
@@ -69,7 +70,8 @@ def test_live_and_staged_parts_make_the_same_file(tmp_path, state):
 
 
 def test_staged_copies_are_written_in_one_piece(state):
-    staged = Staging(parts_of(state)).fill(parts_of(state))
+    live = plan_shares(state).of(state)
+    staged = Staging(live).fill(live)
     assert [content.nbytes for content in _contents(staged[NAME]) if content.nbytes] == [sum(held.nbytes for held in state.values())]
 
 

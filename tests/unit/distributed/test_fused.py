@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from trainer.distributed.fused import Fused
@@ -56,7 +57,7 @@ class Known:
 def filled_written_and_read(spread, folder):
     from trainer.checkpoint.shards import write_shards
     from trainer.parallel.parallelize import fill
-    from trainer.state.storage import parts_of, read_state
+    from trainer.state.storage import plan_shares, read_state
 
     named, fused = split(spread)
     fill(named, Known(), fused)
@@ -64,7 +65,8 @@ def filled_written_and_read(spread, folder):
     same = [torch.equal(fused[name].whole(parameter.detach()), values[name]) for name, parameter in named]
     held = {name: local_part(parameter.detach()).clone() for name, parameter in named}
     state = {name: fused[name].neutral(parameter.detach()) for name, parameter in named}
-    write_shards(folder, parts_of(state))
+    write_shards(folder, plan_shares(state).of(state))
+    dist.barrier()
     for _, parameter in named:
         local_part(parameter.detach()).fill_(torch.nan)
     read_state(folder, state)

@@ -10,7 +10,7 @@ import torch
 from trainer.checkpoint.shards import write_shards
 from trainer.distributed.pieces import Pieces, boxes
 from trainer.distributed.sharding import local_part, num_copies
-from trainer.state.storage import parts_of, read_state, read_tensors
+from trainer.state.storage import plan_shares, read_state, read_tensors
 from trainer.testing import run_ranks
 
 SHAPES = [(), (7,), (3, 5), (1, 9), (4, 3, 2), (2, 2, 2, 2), (128, 33)]
@@ -68,7 +68,8 @@ def write_and_read(folder):
 
     launch = read_launch(os.environ)
     start_process_group(launch, torch.device("cpu"), 60)
-    write_shards(folder, parts_of(cut(launch.rank, launch.world_size, 1, fill=True)))
+    state = cut(launch.rank, launch.world_size, 1, fill=True)
+    write_shards(folder, plan_shares(state).of(state))
     dist.barrier()
     other = cut(launch.rank, launch.world_size, 2, fill=False)
     read_state(folder, other)
