@@ -13,9 +13,9 @@ PYTEST := .venv/bin/python -m pytest
 FAST := tests/unit tests/configs tests/architecture
 # What is timed, killed or counted to the byte takes turns; everything else runs side by side.
 TURNS := tests/faults/test_kill.py tests/faults/test_lost_ranks.py tests/faults/test_launchers.py tests/faults/test_stop.py \
-    tests/faults/test_storage.py tests/faults/test_torchrun.py tests/faults/test_resume_choices.py tests/distributed tests/gpu \
+    tests/faults/test_storage.py tests/faults/test_background.py tests/faults/test_torchrun.py tests/faults/test_resume_choices.py tests/distributed tests/gpu \
     $(addprefix tests/contracts/test_,pipeline.py nvme.py zero.py)
-BENCHMARKS := loader prepare overhead startup first_step load_peak zero pipeline traffic vocabulary compile default_run
+BENCHMARKS := loader prepare overhead startup first_step load_peak zero pipeline traffic vocabulary compile checkpoint default_run
 # More threads than cores per rank slow small CPU jobs down many times over.
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -147,6 +147,36 @@ def compiled(result: dict[str, Any]) -> Iterator[Row]:
     yield "CPU time that compiling adds to the first step, nothing cached", "none", f"{result['seconds_to_compile']:.0f} s", None
 
 
+def checkpoint(result: dict[str, Any]) -> Iterator[Row]:
+    targets = result["targets"]
+    for ranks, row in result["ranks"].items():
+        found, on = row["contenders"], f"{ranks} rank{'s' if int(ranks) > 1 else ''}, {row['state_bytes'] / 1e6:.0f} MB"
+        ours, waiting = found["background"], found["waiting"]
+        seconds = f"{ours['blocked']:.3f} s of {waiting['blocked']:.3f}: {row['blocked_ratio']:.0%}"
+        goal = f"<= {targets['blocked']:.0%} of waiting"
+        yield f"What a checkpoint in the background keeps training from ({on})", goal, seconds, row["blocked_ratio"] <= targets["blocked"]
+        speed = ours["median_speed"]
+        yield (
+            f"Speed of steps while it is written, over that before ({on})",
+            f">= {targets['speed']}",
+            f"{speed:.2f}",
+            speed >= targets["speed"],
+        )
+        share = row["hashing_share"]
+        yield (
+            f"Share of hashing in a save that is waited for ({on})",
+            f"<= {targets['hashing']:.0%}",
+            f"{share:.1%}",
+            share <= targets["hashing"],
+        )
+        disk = row["bytes_on_disk_ratio"]
+        yield f"Bytes on the disk over those of the state ({on})", f"<= {targets['bytes']} x", f"{disk:.3f} x", disk <= targets["bytes"]
+        for name in ("torch.save by rank 0", "dcp.async_save in a thread"):
+            one = found[name]
+            while_writing = f", speed while writing {one['median_speed']:.2f}" if one["median_speed"] else ""
+            yield f"What {name} keeps training from ({on})", "none", f"{one['blocked']:.3f} s{while_writing}", None
+
+
 def startup(result: dict[str, Any]) -> Iterator[Row]:
     questions = {
         "help": "CPU time of `python train.py --help`",
@@ -202,6 +232,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "vocabulary": vocabulary,
     "compile": compiled,
     "traffic": traffic,
+    "checkpoint": checkpoint,
     "startup": startup,
     "first_step": first_step,
     "load_peak": load_peak,

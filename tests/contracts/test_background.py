@@ -51,12 +51,12 @@ def saved(run_dir):
     return {path.relative_to(run_dir): path.read_bytes() for path in run_dir.rglob("shard-*")}
 
 
-def in_both_modes(arguments, tmp_path, ranks, **options):
+def in_both_modes(arguments, tmp_path, ranks, frozen=False):
     """Trains with and without waiting; returns both curves, after their checkpoints were found to be the same."""
     folders = {True: tmp_path / "background", False: tmp_path / "waiting"}
     for background, folder in folders.items():
         more = [f"run.dir={folder}", f"checkpoint.background={str(background).lower()}"]
-        slow = run_ranks(write_slowly, ranks, last_wins([*arguments, *more]), 0.4 if background else 0.0, **options)
+        slow = run_ranks(write_slowly, ranks, last_wins([*arguments, *more]), 0.4 if background else 0.0, frozen)
         assert slow == [0] * ranks
     files = saved(folders[True])
     assert {path.parts[1] for path in files} == {"step-4", "step-8", "step-12"}
