@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("trainer.command_line.overrides", "trainer.command_line.presets"),
     ("trainer.command_line.plugins", "trainer.command_line.sections", "trainer.command_line.selection"),
     ("trainer.command_line.compose",),
-    ("trainer.config",),
+    ("trainer.config", "trainer.contradictions"),
     ("trainer.command_line",),
     ("trainer.session",),
     ("trainer.assembly",),
