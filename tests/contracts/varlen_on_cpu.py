@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch.nn.attention import varlen
 
-from trainer import config
+from trainer import contradictions
 from trainer.model import kernels
 from trainer.testing import train_here
 
@@ -27,7 +27,7 @@ def train_with_varlen(arguments):
     """On a rank: ``train.py`` with those kernels; its exit code, and whether they were called."""
     install()
     allowed = kernels.setting_problem
-    kernels.setting_problem = config.setting_problem = lambda kernel, implementation, compute, recompute, device: allowed(
+    kernels.setting_problem = contradictions.setting_problem = lambda kernel, implementation, compute, recompute, device: allowed(
         kernel, implementation, "bf16", recompute, None
     )
     kernels.device_problem = lambda kernel, device: None

@@ -27,6 +27,8 @@ from trainer.types import Batch
 VARLEN, FLEX = "isotrain_varlen", "isotrain_flex"
 IMPLEMENTATIONS = {"varlen": VARLEN, "flex": FLEX}
 """What a transformers config calls them, by value of ``train.attention``."""
+_ROUNDING = 0.05
+"""By how much two kernels may differ in bf16, of the largest number: a mask that is wrong changes a quarter of it and more."""
 
 
 def with_documents(collate: Callable[..., Batch]) -> Callable[..., Batch]:
@@ -116,6 +118,30 @@ def varlen_attention(
     )
     assert isinstance(found, Tensor)  # nothing else was asked for
     return found.view(num_rows, width, num_heads, size), None
+
+
+@cache
+def varlen_tried(device: torch.device) -> str | None:
+    """What is wrong with the device's varlen kernel, held against SDPA on two small documents, forward and backward; None: nothing.
+
+    A kernel of another build of torch that fails, or computes something else, is then found before a run depends on it.
+    """
+    module, documents = torch.nn.Module(), torch.tensor([0, 5, 12], dtype=torch.int32, device=device)
+    places, apart = torch.arange(12, device=device), torch.arange(12, device=device) >= 5
+    seen = (places[:, None] >= places) & (apart[:, None] == apart)
+    drawn = torch.randn(3, 1, 2, 12, 64, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
+    answers = []
+    try:
+        for attend, mask in ((varlen_attention, as_mask(documents, 8)), (sdpa_attention_forward, seen[None, None])):
+            query, key, value = (each.clone().requires_grad_() for each in drawn)
+            found, _ = attend(module, query, key, value, mask, is_causal=attend is varlen_attention)
+            answers.append([found, *torch.autograd.grad(found.float().square().sum(), (query, key, value))])
+    except Exception as error:  # whatever it is, there is another way
+        return f"fails ({type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]})"
+    far = max(
+        float((own - other).detach().float().abs().max() / other.detach().float().abs().max()) for own, other in zip(*answers, strict=True)
+    )
+    return None if far < _ROUNDING else f"is {far:.0%} off what SDPA computes"
 
 
 def flex_attention(

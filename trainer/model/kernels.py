@@ -85,7 +85,11 @@ def device_problem(kernel: str, device: torch.device) -> str | None:
 
     if not {"window_size", "enable_gqa", "scale"} <= inspect.signature(varlen.varlen_attn).parameters.keys():
         return f"the varlen_attn of torch {torch.__version__} has no window_size or enable_gqa: install torch 2.13, or use sdpa"
-    return None
+    from trainer.model import documents
+
+    if (wrong := documents.varlen_tried(device)) is None:
+        return None
+    return f"tried on this {torch.cuda.get_device_name(device)}, its kernel {wrong}: set it to sdpa, or leave it out"
 
 
 def choose(

@@ -8,6 +8,7 @@ import torch
 from tests.contracts.test_planned import folder_of
 from tests.unit.objective.corpora import VOCABULARY
 from tests.unit.objective.pairs import MODELS, model_of
+from trainer.model import documents
 from trainer.model.kernels import choose
 from trainer.model.pretrained import FromConfig
 from trainer.model.skeleton import build_skeleton
@@ -19,6 +20,8 @@ TASKS = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "masked_lm", "robert
 @pytest.fixture(autouse=True)
 def hopper(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    monkeypatch.setattr(documents, "varlen_tried", lambda device: None)
 
 
 def chosen(model, asked=None, device=CUDA, compute="bf16", recompute=None, apart=True, task=None):
@@ -104,3 +107,26 @@ def test_decoders_in_no_list_of_ours_have_it_unless_they_have_windows(tmp_path, 
 
 def test_an_encoder_decoder_is_left_to_sdpa(tmp_path):
     assert chosen(model_of("encoder-decoder", tmp_path), task="seq2seq") == ("sdpa", None)
+
+
+def test_a_kernel_that_does_not_do_what_it_should_is_not_taken(monkeypatch):
+    """Torch's own on a CPU, with the formulas where its kernels would be: right, then deaf to documents, then failing."""
+    from tests.contracts import varlen_on_cpu
+
+    monkeypatch.undo()
+    varlen_on_cpu.install()
+    tried = documents.varlen_tried.__wrapped__
+    assert tried(CPU) is None
+    right = documents.as_mask
+    monkeypatch.setattr(documents, "as_mask", lambda told, longest: right(told[[0, 2]], 16))
+    assert "off what SDPA computes" in tried(CPU)
+    monkeypatch.setattr(documents, "as_mask", lambda told, longest: right(told, 1))
+    assert tried(CPU).startswith("fails (AssertionError")
+
+
+def test_what_was_tried_in_vain_is_said_to_who_asked_for_it(monkeypatch):
+    monkeypatch.setattr(documents, "varlen_tried", lambda device: "fails (RuntimeError: no kernel image)")
+    assert chosen("llama") == ("sdpa", None)
+    assert chosen("llama", "varlen")[1].startswith(
+        "train.attention=varlen: tried on this NVIDIA H100, its kernel fails (RuntimeError: no kernel"
+    )
