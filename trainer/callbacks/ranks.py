@@ -71,7 +71,7 @@ class Ranks:
                 f" (rank {self.peak_memory_bytes.index(most)}), {least / 2**20:,.0f} at least (rank {self.peak_memory_bytes.index(least)})"
             )
         if self.kept_waiting >= WORTH_SAYING:
-            facts["slowest rank"] = f"rank {self.slowest_rank}: the others waited for it during {self.kept_waiting:.0%} of the time"
+            facts["slowest"] = f"rank {self.slowest_rank}: the others waited for it during {self.kept_waiting:.0%} of the time"
         return facts
 
 

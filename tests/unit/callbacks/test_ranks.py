@@ -20,12 +20,12 @@ def test_the_rank_that_waits_least_is_the_one_that_the_others_wait_for():
     assert ranks == Ranks([3 << 20, 5 << 20, 2 << 20], [4.0, 1.0, 3.0], slowest_rank=1, kept_waiting=pytest.approx(0.25))
     assert ranks.facts() == {
         "memory": "5 MiB at most (rank 1), 2 at least (rank 2)",
-        "slowest rank": "rank 1: the others waited for it during 25% of the time",
+        "slowest": "rank 1: the others waited for it during 25% of the time",
     }
 
 
 def test_ranks_that_keep_pace_are_not_blamed():
-    assert "slowest rank" not in gathered([RankFigures(1, 1.1, 10.0), RankFigures(1, 1.0, 10.0)]).facts()
+    assert "slowest" not in gathered([RankFigures(1, 1.1, 10.0), RankFigures(1, 1.0, 10.0)]).facts()
 
 
 def test_one_rank_waits_for_nobody():
