@@ -15,7 +15,7 @@ from trainer.callbacks.ranks import Ranks
 from trainer.callbacks.report import REPORT
 from trainer.callbacks.summary import counted, mean_shares, share_texts
 from trainer.callbacks.throughput import peak_fact
-from trainer.config import builtin_name
+from trainer.config import Config, builtin_name
 from trainer.data.config import Data
 from trainer.data.loader import deal
 from trainer.data.stream_config import Streamed
@@ -83,10 +83,17 @@ def model_facts(job: Job, fresh: bool) -> dict[str, str]:
         "new": f"{len(new)} tensors ({_places(new, job.skeleton.head.new)}) drawn from the seed: untrained so far" if new else "",
         "objective": _objective(config.objective),
         "strategy": f"{strategy_name(job)} on {job.launch.world_size} x {where}: {axes(degrees)}",
-        "precision": f"compute {config.precision.compute}; master weights, gradients, moments and loss fp32",
+        "precision": _precision(config),
         "attention": ATTENTION[job.skeleton.model.config._attn_implementation],
     }
     return {name: fact for name, fact in facts.items() if fact}
+
+
+def _precision(config: Config) -> str:
+    in_fp32 = "master weights, gradients, moments and loss fp32"
+    if config.optimizer.moments != "fp32":
+        in_fp32 = f"master weights, gradients and loss fp32; moments {config.optimizer.moments}"
+    return f"compute {config.precision.compute}; {in_fp32}"
 
 
 def strategy_name(job: Job) -> str:

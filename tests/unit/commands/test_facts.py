@@ -45,6 +45,12 @@ def test_packed_rows_are_told_in_slots_and_tokens(job):
     assert opening_facts(llama, FOLDER, 2, 7)["steps"].endswith("; 7 are done")
 
 
+def test_the_type_in_which_moments_rest_is_told(job):
+    told = {moments: opening_facts(job("llama", f"optimizer.moments={moments}"), FOLDER, 1, 0)["precision"] for moments in ("fp32", "bf16")}
+    assert told["fp32"] == "compute fp32; master weights, gradients, moments and loss fp32"
+    assert told["bf16"] == "compute fp32; master weights, gradients and loss fp32; moments bf16"
+
+
 def test_what_the_launcher_decided_is_told_beside_it(job):
     llama = job("llama")
     launch = Launch(notes={"strategy": "from a launcher: stage 3", "launcher": "not used: a, b"})
