@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-LR, BETAS, EPS, WEIGHT_DECAY, MAX_NORM = 1e-3, (0.9, 0.95), 1e-8, 0.1, 0.5
-LOG_EVERY = 10
+from update import LOG_EVERY, Update
+
+UPDATE = Update(lr=1e-3, max_norm=0.5)
 
 
 class Stopwatch:
@@ -76,13 +77,13 @@ def ours(job: Path, watch: Stopwatch, steps: int, more: tuple[str, ...] = ()) ->
 def hand_loop(job: Path, watch: Stopwatch, steps: int) -> list[float]:
     """The loop that a careful person writes: fused AdamW, clipping, nothing else; its batches lie ready in memory."""
     model = _model(job)
-    optimizer = _adamw(model)
+    optimizer = UPDATE.adamw(model)
     batches = [{name: tensor[step] for name, tensor in _batches(job).items()} for step in range(steps)]
     losses = []
     for step, batch in enumerate(batches, start=1):
         loss = _loss(model, batch)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+        nn.utils.clip_grad_norm_(model.parameters(), UPDATE.max_norm)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
@@ -98,12 +99,12 @@ def accelerate(job: Path, watch: Stopwatch, steps: int) -> list[float]:
     accelerator = Accelerator(cpu=True)
     model = _model(job)
     rows = _Rows(job, steps)
-    model, optimizer, loader = accelerator.prepare(model, _adamw(model), DataLoader(rows, batch_size=rows.batch))
+    model, optimizer, loader = accelerator.prepare(model, UPDATE.adamw(model), DataLoader(rows, batch_size=rows.batch))
     losses = []
     for step, batch in enumerate(loader, start=1):
         loss = _loss(model, batch)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)
+        accelerator.clip_grad_norm_(model.parameters(), UPDATE.max_norm)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
@@ -132,24 +133,7 @@ def transformers_trainer(job: Path, watch: Stopwatch, steps: int) -> list[float]
 
     rows = _Rows(job, steps, label_names=("labels", "shift_labels"))  # the second is aligned already, so that the model does not shift it
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=rows.batch,
-            learning_rate=LR,
-            adam_beta1=BETAS[0],
-            adam_beta2=BETAS[1],
-            adam_epsilon=EPS,
-            weight_decay=WEIGHT_DECAY,
-            max_grad_norm=MAX_NORM,
-            lr_scheduler_type="constant",
-            logging_steps=LOG_EVERY,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            disable_tqdm=True,
-            remove_unused_columns=False,
-        )
+        arguments = TrainingArguments(**UPDATE.arguments(folder), max_steps=steps, per_device_train_batch_size=rows.batch, use_cpu=True)
         InOrder(_model(job), arguments, train_dataset=rows, callbacks=[Watch()]).train()
     return torch.stack(losses).tolist()
 
@@ -167,9 +151,9 @@ def bare_deepspeed(job: Path, watch: Stopwatch, steps: int, stage: int) -> list[
     strategy: Any = load([*json.loads((job / "overrides.json").read_text()), f"strategy=zero{stage}"], 1).strategy
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     batches = [{name: tensor[step] for name, tensor in _batches(job).items()} for step in range(steps)]
-    settings = strategy.settings(Facts(micro_batch=len(batches[0]["labels"]), max_norm=MAX_NORM))
+    settings = strategy.settings(Facts(micro_batch=len(batches[0]["labels"]), max_norm=UPDATE.max_norm))
     model = _model(job)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=_adamw(model), config=settings, dist_init_required=False)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=UPDATE.adamw(model), config=settings, dist_init_required=False)
     losses = []
     for step, batch in enumerate(batches, start=1):
         loss = _loss(engine, batch)
@@ -224,14 +208,6 @@ def _model(job: Path) -> nn.Module:
     loaded = model.load_state_dict(load_file(job / "weights.safetensors"), strict=False)
     assert not loaded.unexpected_keys and set(loaded.missing_keys) <= {"lm_head.weight"}, loaded  # the tied head
     return model.train()
-
-
-def _adamw(model: nn.Module) -> torch.optim.AdamW:
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=LR, betas=BETAS, eps=EPS, fused=True)
 
 
 def _loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from gpu_race import BETAS, EPS, LOG_EVERY, LR, MAX_NORM, WEIGHT_DECAY
+from gpu_race import UPDATE
+from update import LOG_EVERY
 
 AUTO = {"causal_lm": "AutoModelForCausalLM", "masked_lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"}
 
@@ -59,16 +60,10 @@ def ours(job: dict[str, Any], options: list[str]) -> dict[str, Any]:
     from trainer.config import load
     from trainer.distributed.launch import Launch
     from trainer.run import train
+    from trainer.session.saving import Saving
     from trainer.testing import last_wins, read_curve
-    from trainer.trainer import Trainer
 
-    begin = Trainer.__init__
-
-    def unsaved(self: Any, *given: Any, **named: Any) -> None:
-        begin(self, *given, **named)
-        self._save = lambda step, tokens_seen: None  # of 15 GB, for which no peer waits
-
-    Trainer.__init__ = unsaved  # type: ignore[method-assign]
+    Saving.save = lambda self, step, tokens_seen: None  # type: ignore[method-assign]  # of 15 GB, for which no peer waits
     overrides = [*job["overrides"], *([] if "eager" in options else job["faster"])]
     with tempfile.TemporaryDirectory() as folder:
         code = train(load(last_wins([*overrides, f"run.dir={folder}/run"]), 1), Launch())
@@ -88,12 +83,12 @@ def hand_loop(job: dict[str, Any], options: list[str]) -> dict[str, Any]:
     """The loop that a careful person writes: fp32 masters under bf16 autocast, SDPA, fused AdamW, pinned batches, compiled where asked."""
     device, model = job["device"], _model(job)
     scored = torch.compile(_loss, backend=job["backend"]) if "compiled" in options else _loss
-    optimizer, record = _adamw(model), Record(device)
+    optimizer, record = UPDATE.adamw(model), Record(device)
     for batch in _batches(job):
         with torch.autocast(device, torch.bfloat16):
             loss = scored(model, batch)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+        nn.utils.clip_grad_norm_(model.parameters(), UPDATE.max_norm)
         optimizer.step()
         optimizer.zero_grad()
         record.done(loss)
@@ -106,13 +101,13 @@ def accelerate(job: dict[str, Any], options: list[str]) -> dict[str, Any]:
 
     accelerator = Accelerator(cpu=job["device"] == "cpu", mixed_precision="bf16")
     model = _model(job)
-    model, optimizer = accelerator.prepare(model, _adamw(model))
+    model, optimizer = accelerator.prepare(model, UPDATE.adamw(model))
     record = Record(job["device"])
     for batch in _batches(job):
         with accelerator.autocast():
             loss = _loss(model, batch)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)
+        accelerator.clip_grad_norm_(model.parameters(), UPDATE.max_norm)
         optimizer.step()
         optimizer.zero_grad()
         record.done(loss)
@@ -142,27 +137,15 @@ def transformers_trainer(job: dict[str, Any], options: list[str]) -> dict[str, A
         collate = DataCollatorWithFlattening() if "flattened" in options else _padded
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder,
+            **UPDATE.arguments(folder),
             max_steps=job["steps"],
             per_device_train_batch_size=job["documents"] or job["micro_batch"],
-            learning_rate=LR,
-            adam_beta1=BETAS[0],
-            adam_beta2=BETAS[1],
-            adam_epsilon=EPS,
-            weight_decay=WEIGHT_DECAY,
-            max_grad_norm=MAX_NORM,
-            lr_scheduler_type="constant",
-            logging_steps=LOG_EVERY,
-            save_strategy="no",
-            report_to="none",
             bf16=True,
             optim="adamw_torch_fused",
             torch_compile="compiled" in options,
             torch_compile_backend=job["backend"] if "compiled" in options else None,
             use_liger_kernel="liger" in options,
             use_cpu=job["device"] == "cpu",
-            disable_tqdm=True,
-            remove_unused_columns=False,
         )
         InOrder(_model(job), arguments, train_dataset=rows, data_collator=collate).train()
     return record.answer() | {"targets": float(torch.stack(targets).double().mean())}
@@ -178,14 +161,6 @@ def _model(job: dict[str, Any]) -> nn.Module:
     model = auto.from_pretrained(Path(job["folder"]) / "model", attn_implementation=job["attention"], dtype=torch.float32)
     model.config.use_cache = False
     return model.to(job["device"]).train()
-
-
-def _adamw(model: nn.Module) -> torch.optim.AdamW:
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=LR, betas=BETAS, eps=EPS, fused=True)
 
 
 def _loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -11,7 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gpu_llama import QUESTION as LLAMA
-from gpu_race import LOG_EVERY, Goal, ask, keep, make_job, race, rehearsed, run
+from gpu_race import Goal, ask, keep, make_job, race, rehearsed, run
+from update import LOG_EVERY
 
 QUESTION = replace(
     LLAMA,

@@ -22,14 +22,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gpu_data import write_batches, write_corpus, write_documents, write_model, write_tokenizer
 from machine import machine
+from update import LOG_EVERY, Update
 
 HERE = Path(__file__).parent
-LR, BETAS, EPS, WEIGHT_DECAY, MAX_NORM = 1e-4, (0.9, 0.95), 1e-8, 0.1, 1.0
-LOG_EVERY, GATE_STEPS, WARMUP = 10, 20, 20
+UPDATE = Update(lr=1e-4, max_norm=1.0)
+GATE_STEPS, WARMUP = 20, 20
 SPREAD = 0.03
 """A run whose peer's own rounds differ by more says nothing."""
 FASTER = ("train.compile=true", "train.cross_entropy=chunked")
-"""What ours is measured with; settings that this version does not have are left out, and the result says so."""
+"""What ours is measured with."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,6 @@ def rehearsed(question: Question) -> Question:
     return Question(**{**question.__dict__, **small})
 
 
-def has(config: Any, override: str) -> bool:
-    """Whether this version has the setting."""
-    for name in override.partition("=")[0].split("."):
-        if not hasattr(config, name):
-            return False
-        config = getattr(config, name)
-    return True
-
-
 def overrides(question: Question, folder: Path, device: str) -> list[str]:
     """Our run's configuration; what it does not name is on or off as by default."""
     data = ["data=text", f"data.path={folder / 'corpus'}"] if question.longest is None else ["data=jsonl", f"data.path={folder / 'corpus'}"]
@@ -139,18 +131,7 @@ def overrides(question: Question, folder: Path, device: str) -> list[str]:
         f"train.steps={question.steps}",
         f"train.global_batch={question.micro_batch}",
         f"train.micro_batch={question.micro_batch}",
-        f"train.log_every={LOG_EVERY}",
-        f"optimizer.lr={LR}",
-        f"optimizer.beta1={BETAS[0]}",
-        f"optimizer.beta2={BETAS[1]}",
-        f"optimizer.eps={EPS}",
-        f"optimizer.weight_decay={WEIGHT_DECAY}",
-        f"optimizer.max_grad_norm={MAX_NORM}",
-        "optimizer.schedule=constant",
-        "optimizer.warmup_steps=0",
-        "checkpoint.every=null",
-        "sample.max_new_tokens=1",
-        "run.quiet=true",
+        *UPDATE.overrides(),
         f"run.device={device}",
         *question.more,
     ]
@@ -174,7 +155,6 @@ def make_job(question: Question, folder: Path, device: str) -> dict[str, Any]:
     targets, slots = write_batches(job, folder / "batches.safetensors", question.steps)
     if question.longest is not None:
         write_documents(job, folder / "corpus" / "all.jsonl", folder / "documents.json")
-    missing = [override for override in question.faster if not has(job.config, override)]
     given = {
         "folder": str(folder),
         "device": device,
@@ -187,10 +167,10 @@ def make_job(question: Question, folder: Path, device: str) -> dict[str, Any]:
         "targets": targets,
         "slots": None if question.longest else slots,
         "overrides": [*common, "model=pretrained", f"model.path={folder / 'model'}"],
-        "faster": [override for override in question.faster if override not in missing],
+        "faster": question.faster,
     }
     (folder / "job.json").write_text(json.dumps(given))
-    return {"parameters": job.skeleton.num_parameters, "targets_per_step": targets, "ours_with": given["faster"], "not_there_yet": missing}
+    return {"parameters": job.skeleton.num_parameters, "targets_per_step": targets, "ours_with": question.faster}
 
 
 def run(name: str, folder: Path, number: int, program: Sequence[str] = (str(HERE / "gpu_contenders.py"),)) -> dict[str, Any]:

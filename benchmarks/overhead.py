@@ -27,8 +27,9 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contenders import BETAS, CONTENDERS, EPS, LOG_EVERY, LR, MAX_NORM, WEIGHT_DECAY
+from contenders import CONTENDERS, UPDATE
 from machine import machine
+from update import LOG_EVERY
 
 from trainer.assembly import build_order, collator, open_job
 from trainer.config import load
@@ -59,18 +60,7 @@ def overrides(folder: Path) -> list[str]:
         "precision=fp32",
         f"train.global_batch={BATCH}",
         f"train.micro_batch={BATCH}",
-        f"train.log_every={LOG_EVERY}",
-        f"optimizer.lr={LR}",
-        f"optimizer.beta1={BETAS[0]}",
-        f"optimizer.beta2={BETAS[1]}",
-        f"optimizer.eps={EPS}",
-        f"optimizer.weight_decay={WEIGHT_DECAY}",
-        f"optimizer.max_grad_norm={MAX_NORM}",
-        "optimizer.schedule=constant",
-        "optimizer.warmup_steps=0",
-        "checkpoint.every=null",
-        "sample.max_new_tokens=1",
-        "run.quiet=true",
+        *UPDATE.overrides(),
         "run.device=cpu",
     ]
 

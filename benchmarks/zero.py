@@ -16,8 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contenders import LOG_EVERY, STAGES, ZERO
+from contenders import STAGES, ZERO
 from overhead import GATE_STEPS, TARGET_SECONDS, ask, keep, over, race, take_times, what_was_measured
+from update import LOG_EVERY
 
 GATE = 1e-6
 
