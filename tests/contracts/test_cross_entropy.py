@@ -74,6 +74,19 @@ def test_evaluation_says_the_same(task, tmp_path, strategy, ranks):
     assert chunked["loss"] == pytest.approx(dense["loss"], rel=1e-5)
 
 
+def test_a_rank_that_has_no_held_out_sample_of_its_own_evaluates(task, tmp_path):
+    """Of 5 samples in blocks of 4, the second block leaves the second rank none."""
+    few = [*task("bert"), "strategy=ddp", "train.steps=2", "optimizer.warmup_steps=1", "train.micro_batch=2", "train.evaluate_samples=5"]
+    lines = []
+    for own in ([], CHUNKED):
+        folder = tmp_path / str(len(own))
+        train_curve(last_wins([*few, "data.validation_fraction=0.1", *own]), folder, 2)
+        read = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        lines += [line for line in read if line["kind"] == "evaluate"]
+    assert lines[1]["masked_accuracy"] == lines[0]["masked_accuracy"]
+    assert lines[1]["loss"] == pytest.approx(lines[0]["loss"], rel=1e-5)
+
+
 def largest_of_a_step(arguments):
     """On a rank: the most elements of a tensor in a step, and those of all logits of a micro-batch."""
     job, engine = build_engine(arguments)

@@ -73,7 +73,7 @@ class ChunkedLikelihood(torch.autograd.Function):
             logits = _logits(hidden[rows], weight, bias, added)
             slopes = logits.sub_(largest[rows, None]).sub_(log_sums[rows, None]).exp_()
             del logits
-            places, here = _places(labels[rows], ctx.first, len(weight))
+            places, here = own_columns(labels[rows], ctx.first, len(weight))
             slopes.scatter_add_(-1, places, -here[:, None].to(slopes.dtype)).mul_(gradient[rows, None])
             slopes = slopes.to(hidden.dtype)
             if of_hidden is not None:
@@ -104,7 +104,7 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor |
 
 def _likelihoods(logits: Tensor, labels: Tensor, first: int, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
     """Negative log-likelihoods, each slot's largest logit, and the logarithm of its sum of exponentials beyond that; spends ``logits``."""
-    places, here = _places(labels, first, logits.size(-1))
+    places, here = own_columns(labels, first, logits.size(-1))
     largest = _over_ranks(logits.max(-1).values, dist.ReduceOp.MAX, group)
     shifted = logits.sub_(largest[:, None])
     own = shifted.gather(-1, places).squeeze(-1) * here
@@ -113,7 +113,7 @@ def _likelihoods(logits: Tensor, labels: Tensor, first: int, group: dist.Process
     return (log_sums - own) * (labels != IGNORE), largest, log_sums
 
 
-def _places(labels: Tensor, first: int, size: int) -> tuple[Tensor, Tensor]:
+def own_columns(labels: Tensor, first: int, size: int) -> tuple[Tensor, Tensor]:
     """The column (n, 1) of each label among this rank's words, and whether (n,) it is among them."""
     places = labels - first
     here = (places >= 0) & (places < size)

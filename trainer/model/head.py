@@ -54,9 +54,9 @@ class DenseHead(nn.Linear):
         asked = self.asked
         if asked is None:
             return super().forward(hidden)
-        hits: list[Tensor] = []
-        look = None if self.training else lambda logits, labels: hits.append(logits.argmax(-1) == labels)
         labels = asked.labels.flatten()
+        hits = [labels.new_empty(0, dtype=torch.bool)]  # there may be no slot to look at
+        look = None if self.training else lambda logits, labels: hits.append(logits.argmax(-1) == labels)
         if self.chunk is None:
             logits = super().forward(hidden)
             flat = (logits if asked.bias is None else logits + asked.bias).flatten(0, -2).float()
@@ -65,11 +65,11 @@ class DenseHead(nn.Linear):
             nll = F.cross_entropy(flat, labels, ignore_index=IGNORE, reduction="none")
         else:
             nll = ChunkedLikelihood.apply(hidden.flatten(0, -2), self.weight, self.bias, asked.bias, labels, self.chunk, 0, None, look)
-        return answer(asked, nll, hits)
+        return answer(asked, nll, hits if look else [])
 
 
 def answer(asked: Asked, nll: Tensor, hits: list[Tensor]) -> Tensor:
-    """Likelihoods (N,) in the shape of the labels; what was looked at of ``hits`` is kept."""
+    """Likelihoods (N,) in the shape of the labels; parts of the ``hits`` are joined, and kept if there are any."""
     if hits:
         asked.hits = torch.cat(hits).view(asked.labels.shape)
     return nll.view(asked.labels.shape).clone()  # a copy, not a view: FSDP hooks its backward onto the model's output

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from trainer.distributed.sharding import local_index
-from trainer.model.chunked import ChunkedLikelihood
+from trainer.model.chunked import ChunkedLikelihood, own_columns
 from trainer.model.head import DenseHead, answer
 from trainer.types import IGNORE
 
@@ -60,9 +60,9 @@ class ShardedHead(DenseHead):
             gathered = DTensor.from_local(logits, mesh, [Shard(logits.ndim - 1)], run_check=False, shape=shape, stride=_strides(shape))
             return gathered.full_tensor()
         added = None if asked.bias is None else asked.bias[:, first : first + rows.size(0)]
-        hits: list[Tensor] = []
-        look = None if self.training else lambda logits, labels: hits.append(_hits(logits, labels, first, mesh.get_group()))
         labels = asked.labels.flatten()
+        hits = [labels.new_empty(0, dtype=torch.bool)]
+        look = None if self.training else lambda logits, labels: hits.append(_hits(logits, labels, first, mesh.get_group()))
         if self.chunk is None:
             logits = F.linear(hidden, rows, bias)
             flat = (logits if added is None else logits + added).flatten(0, -2).float()
@@ -72,7 +72,7 @@ class ShardedHead(DenseHead):
         else:
             own = hidden.flatten(0, -2)
             nll = ChunkedLikelihood.apply(own, rows, bias, added, labels, self.chunk, first, mesh.get_group(), look)
-        return answer(asked, nll, hits)
+        return answer(asked, nll, hits if look else [])
 
 
 class _Likelihood(torch.autograd.Function):
@@ -83,10 +83,8 @@ class _Likelihood(torch.autograd.Function):
         largest = logits.max(-1).values
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
         shifted = logits - largest[:, None]
-        places = labels - first
-        here = (places >= 0) & (places < logits.size(-1))
-        places = places.clamp(0, logits.size(-1) - 1)
-        own = shifted.gather(-1, places[:, None]).squeeze(-1) * here
+        places, here = own_columns(labels, first, logits.size(-1))
+        own = shifted.gather(-1, places).squeeze(-1) * here
         exponentials = shifted.exp()
         sums = torch.stack([exponentials.sum(-1), own])
         dist.all_reduce(sums, group=group)
@@ -97,7 +95,7 @@ class _Likelihood(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         shares, places, here, counts = ctx.saved_tensors
-        from_labels = torch.zeros_like(shares).scatter_(-1, places[:, None], here[:, None].to(shares.dtype))
+        from_labels = torch.zeros_like(shares).scatter_(-1, places, here[:, None].to(shares.dtype))
         return (shares - from_labels) * (gradients[0] * counts)[:, None], None, None, None
 
 
