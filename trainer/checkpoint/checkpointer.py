@@ -108,7 +108,7 @@ class Checkpointer:
         files = self._shares.of(state)
         try:
             self._staging = Staging(files)
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, OSError, RuntimeError) as error:
             size = decimal(sum(part.tensor.nbytes for parts in files.values() for part in parts))
             raise Refused(
                 f"checkpoint.background=true keeps a copy of what rank {self._agreement.rank} writes, {size}, in memory, which cannot be had "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from mmap import mmap
 
 import torch
 
@@ -25,7 +26,9 @@ class Staging:
 
     def __init__(self, files: Mapping[str, Sequence[Part]]):
         tensors = [part.tensor for parts in files.values() for part in parts]
-        self._memory = torch.empty(sum(_room(parts) for parts in files.values()), dtype=torch.uint8)
+        size = sum(_room(parts) for parts in files.values())
+        # Shared: a process that is forked later, to load data, would else make the next save copy every page once more.
+        self._memory = torch.frombuffer(mmap(-1, max(size, _ALIGNED)), dtype=torch.uint8)
         self._memory.fill_(0)  # the system hands pages out when they are first written to: now, and not in the first save
         gpu = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
         self._stream = torch.cuda.Stream(gpu) if gpu is not None else None
@@ -55,8 +58,9 @@ class Staging:
             torch.cuda.current_stream(self._copied.device).wait_event(self._copied)
 
     def arrived(self) -> None:
-        """Waits until all is copied; from any thread."""
+        """Waits until all is copied; from any thread, which from then on works on the GPU of the copies."""
         if self._copied is not None:
+            torch.cuda.set_device(self._copied.device)  # else memory would be taken in the first one, by every rank
             self._copied.synchronize()
 
     def close(self) -> None:

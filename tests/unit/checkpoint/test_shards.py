@@ -1,6 +1,7 @@
 """Tensors in files, and the memory from which they are written."""
 
 import hashlib
+import os
 
 import pytest
 import torch
@@ -58,6 +59,19 @@ def test_a_staged_copy_stays_when_the_live_tensors_change_and_takes_no_more_memo
         assert {part.name for part in parts} == set(state)
         assert all(torch.equal(part.tensor, before[part.name]) for part in parts)
     assert staging.nbytes == size >= sum(held.nbytes for held in state.values())
+
+
+def test_a_process_forked_in_between_makes_no_save_copy_its_pages(state):
+    live = plan_shares(state).of(state)
+    staging = Staging(live)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(reader, 1)
+        os._exit(0 if staging._memory.any() else 1)
+    staging.fill(live)
+    os.write(writer, b".")
+    assert os.waitpid(child, 0)[1] == 0, "they are the same pages: the child sees what was saved after it was born"
 
 
 def test_live_and_staged_parts_make_the_same_file(tmp_path, state):

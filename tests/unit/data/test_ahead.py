@@ -38,6 +38,18 @@ def test_a_failure_comes_where_the_result_would_have():
         next(steps)
 
 
+def test_a_failure_between_jobs_comes_after_what_is_made_already():
+    def jobs():
+        yield lambda: 0
+        yield lambda: 1
+        raise ValueError("behind the second")
+
+    steps = one_ahead(jobs())
+    assert [next(steps), next(steps)] == [0, 1]
+    with pytest.raises(ValueError, match="behind the second"):
+        next(steps)
+
+
 @pytest.mark.parametrize("taken", [0, 1, 3])
 def test_closing_ends_the_thread(taken):
     before = threading.active_count()
