@@ -34,14 +34,6 @@ def print_examples(console: Console, examples: Sequence[tuple[str, str]]) -> Non
     console.rule(style="dim")
 
 
-def counted(number: float) -> str:
-    """A large number with a letter: 1.2 M, 3.4 B."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {letter}"
-    return f"{number:.0f}"
-
-
 def share_texts(shares: dict[str, tuple[float, float]]) -> dict[str, str]:
     """Each part's share of the training stream in percent, at its end too where that is another."""
     texts = {name: tuple(f"{100 * share:.3g} %" for share in pair) for name, pair in _normed(shares).items()}

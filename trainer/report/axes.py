@@ -91,7 +91,7 @@ def _step(step: float, high: float) -> str:
 
 
 def counted(value: float) -> str:
-    """A large number with a letter: 1.2 M."""
+    """A large number with a letter: 1.2 M, 3.4 B."""
     size, letter = next(((size, letter) for size, letter in _LARGE if value >= size), (1, ""))
     return f"{value / size:.3g} {letter}".strip()
 
@@ -134,7 +134,7 @@ def _unit(high: float, kind: str) -> tuple[float, str]:
 
 def _nice(size: float) -> float:
     """The next of 1, 2, 2.5, 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(size))
+    power = 10.0 ** math.floor(math.log10(max(size, 1e-300)))  # neighbours among the smallest floats have no distance
     return next(part * power for part in (1, 2, 2.5, 5, 10) if size <= part * power * (1 + 1e-9))
 
 

@@ -29,6 +29,7 @@ MOST_SAMPLES = 16
 MOST_NAMED = 100
 MOST_METRICS = 60
 _LONGEST_TEXT = 3000
+_LARGEST = 1e300
 
 
 @dataclass
@@ -165,7 +166,7 @@ class History:
                 self.held_out[name] = Thinned([name])
             if name in self.held_out:
                 self.held_out[name].add(record["step"], [number(value)])
-        examples = [example for example in record.get("examples") or () if isinstance(example, dict)]
+        examples = [example for example in listed(record.get("examples")) if isinstance(example, dict)]
         if examples:
             pairs = [(text(example.get("reference")), text(example.get("written"))) for example in examples[:3]]
             self.samples.add(Written(record["step"], pairs, prompted=False))
@@ -184,13 +185,15 @@ def parse(line: bytes) -> dict[str, Any] | None:
 
 
 def number(value: Any) -> float:
-    """A number of a file as a float; NaN for what is none, or is beyond all floats."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            pass
+    """A number of a file as a float; NaN for what is none, or is so large that an axis around it would be beyond all floats."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST:
+        return float(value)
     return math.nan
+
+
+def listed(value: Any) -> list[Any]:
+    """A list of a file; an empty one for what is none."""
+    return value if isinstance(value, list) else []
 
 
 def text(value: Any) -> str:

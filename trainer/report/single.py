@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.report.axes import counted, said
 from trainer.report.folder import Run, Session, flat, step_of
-from trainer.report.history import PHASES, Written, number
+from trainer.report.history import PHASES, Written, listed, number
 from trainer.report.markup import Markup, rows, tag
 from trainer.report.page import curves, footer, page, pill, section, shares, tiles
 from trainer.report.pictures import pictures, thinning_note
@@ -148,7 +148,7 @@ def _ranks(record: Mapping[str, Any] | None) -> Markup | None:
     """Memory and waiting by rank, where a run has told them."""
     if record is None:
         return None
-    memory, waited = (value if isinstance(value, list) else [] for value in (record.get("peak_memory_bytes"), record.get("waited_seconds")))
+    memory, waited = (listed(record.get(name)) for name in ("peak_memory_bytes", "waited_seconds"))
     slowest, told = record.get("slowest_rank"), []
     for rank in range(min(512, max(len(memory), len(waited)))):
         cells = [

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 
 from trainer.callbacks.ranks import Ranks
 from trainer.callbacks.report import REPORT
-from trainer.callbacks.summary import counted, mean_shares, share_texts
+from trainer.callbacks.summary import mean_shares, share_texts
 from trainer.callbacks.throughput import peak_fact
 from trainer.config import Config, builtin_name
 from trainer.data.config import Data
@@ -23,6 +23,7 @@ from trainer.data.streaming import StreamedCorpus
 from trainer.distributed.degrees import AXES, Degrees
 from trainer.model.documents import FLEX, VARLEN
 from trainer.parallel.stages import SPLIT, bubble
+from trainer.report.axes import counted
 from trainer.session.job import Job
 from trainer.session.passport import version
 from trainer.trainer import Outcome, Plan
@@ -232,7 +233,6 @@ def closing_facts(job: Job, folder: Path, outcome: Outcome, plan: Plan, ranks: R
     if job.config.track.tensorboard:
         facts["curves"] = f"tensorboard --logdir {quote(str(folder / 'tensorboard'))}"
     if outcome.step < plan.steps:
-        facts["go on"] = "run the same command again without train.stop_after"
         return facts
     checkpoint = f"checkpoint={quote(str(folder))}"
     if job.skeleton.task in WRITERS:

@@ -136,7 +136,7 @@ def test_the_end_is_told_in_its_own_unit_with_what_can_be_done(name, per, writes
     if name == "t5":
         assert facts["generate"].endswith(" prompt='A SOURCE'")
     early = closing_facts(made, FOLDER, outcome(made, 5), plan, ALONE, 400)
-    assert "go on" in early and not {"generate", "evaluate", "export"} & set(early)
+    assert "metrics" in early and not {"generate", "evaluate", "export"} & set(early)
 
 
 def test_evaluate_is_not_proposed_where_nothing_is_held_out(job):

@@ -39,7 +39,11 @@ def test_lines_that_make_no_sense_are_passed_over(tmp_path):
     ]
     strange += [b'{"kind":"train","step":-1}', b'{"kind":"train","step":1' + b"0" * 400 + b"}"]
     good = [step(1), step(2, loss="high", seconds=3, tokens_per_second=0), {"kind": "weather", "step": 2}, {"kind": "train", "step": 3}]
-    good += [{"kind": "evaluate", "step": 3, "loss": 10**400, "examples": [7, {"written": 5}]}, {"kind": "ranks", "step": 3}]
+    good += [
+        {"kind": "evaluate", "step": 3, "loss": 10**400, "examples": [7, {"written": 5}]},
+        {"kind": "evaluate", "step": 3, "examples": True},
+        {"kind": "ranks", "step": 3},
+    ]
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(b"\n".join([*strange, *(json.dumps(line).encode() for line in good)]) + b"\n")
     history = History(file)

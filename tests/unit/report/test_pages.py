@@ -116,7 +116,15 @@ def test_all_that_is_known_is_told(whole):
 
 
 @pytest.mark.parametrize(
-    "lines", [[], [step(1)], [step(1, loss=math.nan)], [{"kind": "train", "step": 5}], [step(n, loss=math.inf) for n in range(1, 9)]]
+    "lines",
+    [
+        [],
+        [step(1)],
+        [step(1, loss=math.nan)],
+        [{"kind": "train", "step": 5}],
+        [step(n, loss=math.inf) for n in range(1, 9)],
+        [step(1, loss=1.7e308)],
+    ],
 )
 def test_little_and_strange_is_legible(tmp_path, lines):
     folder = write_run(tmp_path / "run", lines, None)
