@@ -71,8 +71,9 @@ def open_job(config: Config, launch: Launch) -> Job:
         problems = objective_problems(config.objective, corpus.samples("train"), context, num_outputs)
     problems += recompute_problems(blocks_of(skeleton.model, skeleton.family), _recompute(config))
     device, console = choose_device(config.run.device, launch), Console(quiet=launch.rank > 0)
-    draws_inside = may_drop(skeleton.model) and config.strategy.degrees(launch.world_size).tensor > 1
-    problems += compile_problems(config.train.compile, device, draws_inside)
+    split = config.strategy.degrees(launch.world_size).tensor > 1
+    meets_again = split and config.train.activation_checkpointing == "full"
+    problems += compile_problems(config.train.compile, device, split and may_drop(skeleton.model), meets_again)
     problems += _choose_attention(config, skeleton, device, corpus.packed)
     problems += _asked(config.strategy, "problems", skeleton, config.precision, launch, device) or []
     if (

@@ -69,12 +69,17 @@ def test_nothing_is_compiled_after_warm_up(task, family, strategy, ranks, backen
             assert ours == pytest.approx(theirs, rel=0 if backend == "eager" else 1e-4)
 
 
-LAYOUTS = [("single", 1), ("ddp", 2), ("fsdp", 2), ("hsdp", 4), ("tensor", 2), ("tensor x fsdp", 4), ("pipeline", 2), ("3d", 4)]
+FULL, SELECTIVE = (f"train.activation_checkpointing={kind}" for kind in ("full", "selective"))
+SPLIT = [("tensor", 2), ("tensor x fsdp", 4), ("3d", 4)]
+LAYOUTS = [("single", 1), ("ddp", 2), ("fsdp", 2), ("hsdp", 4), ("pipeline", 2), *SPLIT]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("train.activation_checkpointing=full",), ("train.activation_checkpointing=selective",)], ids=str)
-@pytest.mark.parametrize(("strategy", "ranks"), LAYOUTS)
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "more"),
+    [(*cell, more) for cell in LAYOUTS for more in ((), (FULL,), (SELECTIVE,)) if more != (FULL,) or cell not in SPLIT],
+    ids=str,
+)
 def test_the_curve_is_that_of_the_uncompiled_run(task, tmp_path, strategy, ranks, more):
     arguments = [*task("llama"), "train.micro_batch=4", *layout(strategy), *more]
     plain = train_curve(arguments, tmp_path / "plain", ranks)

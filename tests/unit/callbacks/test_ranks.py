@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer.callbacks.ranks import RankFigures, Ranks, peak_memory
-from trainer.testing import run_ranks, train_here
+from trainer.testing import last_wins, run_ranks, train_here
 
 FIGURES = [RankFigures(3 << 20, 4.0, 10.0), RankFigures(5 << 20, 1.0, 10.0), RankFigures(2 << 20, 3.0, 10.0)]
 
@@ -62,7 +62,7 @@ def _late(arguments, late_rank):
 
 @pytest.mark.slow
 def test_a_rank_that_comes_late_is_found(tiny, tmp_path):
-    arguments = [*tiny, "strategy=ddp", "train.steps=10", "checkpoint.every=5", f"run.dir={tmp_path}"]
+    arguments = last_wins([*tiny, "strategy=ddp", "train.steps=10", "checkpoint.every=5", f"run.dir={tmp_path}"])
     assert run_ranks(_late, 2, arguments, 1) == [0, 0]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     told = [line for line in lines if line["kind"] == "ranks"]
