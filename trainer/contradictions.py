@@ -176,6 +176,13 @@ def _profile_fits(config: Config) -> Iterator[str]:
         yield f"track.profile_steps={config.track.profile_steps} has no effect without track.profile_from: add it, or leave this one out."
 
 
+def _wandb_is_meant(config: Config) -> Iterator[str]:
+    default = TrackConfig()
+    for name in ("project", "entity", "name"):
+        if not config.track.wandb and getattr(config.track, name) != getattr(default, name):
+            yield f"track.{name} has no effect without track.wandb=true: add that, or leave it out."
+
+
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _schedule_fits,
     _stop_fits,
@@ -193,5 +200,6 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _parts_are_sound,
     _trackers_are_there,
     _profile_fits,
+    _wandb_is_meant,
 )
 """What no single field can know; the strategy's own checks come after."""

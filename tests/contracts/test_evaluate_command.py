@@ -203,6 +203,14 @@ def test_what_cannot_be_is_refused_all_at_once(runs, arguments, sentences):
     assert [sentence for sentence in sentences if sentence not in report] == [], report
 
 
+def test_what_was_for_training_alone_binds_nobody_who_measures(task, tmp_path):
+    made = ["optimizer.moments=bf16", "train.steps=1", "optimizer.warmup_steps=0", "data.validation_fraction=0.1"]
+    train_curve(last_wins([*task("llama"), *made]), tmp_path / "run", 1)
+    config = tmp_path / "run/checkpoints/step-1/config.yaml"
+    assert evaluated(2, tmp_path, f"checkpoint={tmp_path / 'run'}", "strategy=zero3")["step"] == 1
+    assert "moments: bf16" in config.read_text()
+
+
 def test_a_strategy_that_does_not_fit_is_refused_once(runs):
     _, folder, _ = runs("llama")
     answers = run_ranks(command, 2, "evaluate", f"checkpoint={folder / 'run'}", "strategy=single")

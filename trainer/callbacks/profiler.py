@@ -37,10 +37,12 @@ class Profiler:
         self._began, self._reached = 0, 0
 
     @classmethod
-    def of(cls, track: TrackConfig, run: Path, rank: int, device: torch.device, say: Callable[[str], None]) -> Profiler:
-        """The one that a config asks for, which may be one that never watches."""
+    def of(cls, track: TrackConfig, run: Path, rank: int, device: torch.device, say: Callable[[str], None], done: int) -> Profiler:
+        """The one that a config asks for, which may be one that never watches; ``done`` steps are behind the session."""
         first = track.profile_from or 1
         last = first + track.profile_steps - 1 if track.profile_from else 0
+        if track.profile_from and last <= done:
+            say(f"no profile: steps {first} to {last} (track.profile_from) are behind step {done}, from which this session goes on")
         return cls(run / "profile", rank, device, first, last, say)
 
     @contextmanager

@@ -47,7 +47,7 @@ def run(request: Request, launch: Launch) -> int:
         The exit code.
 
     Raises:
-        Refused, StorageFailed: also what ``trainer.assembly.open_job`` and ``trainer.checkpoint.checkpointer.choose`` raise.
+        Refused, StorageFailed: also what ``trainer.assembly.open_job`` and ``trainer.checkpoint.find.choose`` raise.
     """
     Signals(lambda name: end_process(STOPPED, f"Stopped by {name}; nothing was written.", launch.local_rank == 0))
     store = start_process_group(launch, choose_device(request.meeting.device, launch), request.meeting.timeout)

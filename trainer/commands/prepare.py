@@ -38,7 +38,7 @@ def run(config: Config, num_shown: int = 0) -> int:
     from trainer.distributed.launch import Launch
 
     # No model is filled: any machine will do.
-    anywhere = replace(config, run=replace(config.run, device="cpu"), train=replace(config.train, attention=None))
+    anywhere = replace(config, run=replace(config.run, device="cpu"), train=replace(config.train, attention=None, compile=False))
     job = open_job(anywhere, Launch())
     if job.corpus.counts[TRAIN]["documents"]:  # none of a set that is read while training
         _print(summary(job.corpus, config.data.shares()))

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from trainer.callbacks.config import TrackConfig
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.command_line import plugins
 from trainer.command_line.compose import check_values
@@ -21,6 +22,7 @@ from trainer.config import Config, RunConfig, contradictions, from_yaml, load, s
 from trainer.data.config import Data
 from trainer.errors import Refused
 from trainer.model.config import Model
+from trainer.optimizer.config import AdamW
 from trainer.schema import leaves
 
 FREE = ("strategy", "precision")
@@ -104,11 +106,15 @@ def config_of(checkpoint: Path, arguments: Sequence[str], world_size: int, confi
     if findings.sentences:
         raise Refused(findings.sentences)
     trained = from_yaml((checkpoint / "config.yaml").read_text(encoding="utf-8"))
+    # What was for training alone does not bind who measures: not its packages and compiler, nor what goes with the strategy that it had.
     config = replace(
         trained,
         checkpoint=CheckpointConfig(),
+        track=TrackConfig(),
         run=replace(trained.run, dir=None, device=None),
-        train=replace(trained.train, stop_after=None, attention=None),  # the best of the device that is here
+        train=replace(trained.train, stop_after=None, compile=False, attention=None),  # the best of the device that is here
+        optimizer=AdamW(),
+        sample=replace(trained.sample, every_evaluation=False),
     )
     groups: dict[str, list[str]] = {group: [] for group in (*schemas(), *GLOBAL)}
     valid = [override for override in overrides if override.valid]

@@ -4,7 +4,10 @@ import gzip
 import json
 
 import pytest
+import torch
 
+from trainer.callbacks.config import TrackConfig
+from trainer.callbacks.profiler import Profiler
 from trainer.config import load
 from trainer.errors import Refused
 from trainer.testing import train_curve
@@ -32,6 +35,17 @@ def test_a_session_that_ends_inside_the_window_keeps_what_it_saw(tiny, tmp_path)
     train_curve([*profiled, "train.stop_after=4"], tmp_path)
     train_curve(profiled, tmp_path)
     assert sorted(path.name for path in (tmp_path / "profile").glob("*.txt")) == ["rank-0.steps-3-4.txt", "rank-0.steps-5-6.txt"]
+
+
+def test_a_session_behind_the_window_says_so(tmp_path):
+    said = []
+    profiler = Profiler.of(TrackConfig(profile_from=2), tmp_path, 0, torch.device("cpu"), said.append, 4)
+    with profiler.watching(5):
+        pass
+    assert said == ["no profile: steps 2 to 4 (track.profile_from) are behind step 4, from which this session goes on"]
+    Profiler.of(TrackConfig(profile_from=2), tmp_path, 0, torch.device("cpu"), said.append, 3)
+    Profiler.of(TrackConfig(), tmp_path, 0, torch.device("cpu"), said.append, 3)
+    assert len(said) == 1 and not (tmp_path / "profile").exists()
 
 
 def test_what_cannot_be_written_is_said_and_left_out(tiny, tmp_path):
