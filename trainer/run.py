@@ -69,7 +69,7 @@ def train(config: Config, launch: Launch, signals: Signals | None = None) -> int
         ending.store = start_process_group(launch, job.device, config.run.timeout)
         agreement = Agreement(ending.store, launch.rank, launch.world_size)
         path = agreement.from_first(str(directory.path) if directory else None)
-        ending.directory = directory = directory or RunDirectory(path)
+        ending.directory = directory = directory or RunDirectory(path, config.run.dir is not None)
         _require_shared(directory, agreement)
         log_to(directory.log(launch.rank), launch.rank)
         report = RunReport(directory.path, default_values, job.say)
@@ -80,7 +80,7 @@ def train(config: Config, launch: Launch, signals: Signals | None = None) -> int
 
 
 def _open_directory(config: Config) -> RunDirectory:
-    directory = RunDirectory(config.run.dir or fresh(config.run.name))
+    directory = RunDirectory(config.run.dir or fresh(config.run.name), config.run.dir is not None)
     directory.create()
     directory.lock()
     return directory
@@ -142,12 +142,12 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
 
     saving = Saving(checkpointer, engine.state, run_state, account, callbacks)
     throughput = _throughput(job, engine, flops, surroundings["device"])
-    profiler = Profiler.of(config.track, directory.path, launch.rank, job.device, job.say)
+    profiler = Profiler.of(config.track, directory.path, launch.rank, job.device, job.say, state.step)
     evaluator = build_evaluator(job, engine, partial(_sample, job, engine) if config.sample.every_evaluation else None)
     trainer = Trainer(engine, stream or build_loader(job, engine), plan, stop, callbacks, saving, throughput, evaluator, profiler.watching)
     if reason := next(filter(None, agreement.gather(stop.reason)), None):
         engine.close()
-        return _stopped_before(job, reason, state.step)
+        return _stopped_before(job, directory, reason, state.step)
     with ExitStack() as last_words:  # all of them, even if one fails
         for close in (*(callback.on_end for callback in callbacks), profiler.close, account, checkpointer.close):
             last_words.callback(close)
@@ -246,8 +246,8 @@ def _nothing_left(job: Job, directory: RunDirectory, state: RunState, plan: Plan
     return DONE, sentence
 
 
-def _stopped_before(job: Job, reason: str, done: int) -> tuple[int, str]:
-    sentence = f"Stopped by {reason} before step {done + 1}; nothing is lost. Run the same command again to go on."
+def _stopped_before(job: Job, directory: RunDirectory, reason: str, done: int) -> tuple[int, str]:
+    sentence = f"Stopped by {reason} before step {done + 1}; nothing is lost. {directory.again} to go on."
     job.say(sentence)
     return STOPPED, sentence
 
@@ -264,16 +264,17 @@ def _close(
 ) -> tuple[int, str]:
     """The last words of a session; every rank takes part in generating, since weights may be sharded."""
     if outcome.stopped_by and outcome.step < plan.stop_after:
-        sentence = f"Stopped by {outcome.stopped_by} after step {outcome.step} of {plan.steps}, with a checkpoint. Run the same command again to go on."
+        sentence = (
+            f"Stopped by {outcome.stopped_by} after step {outcome.step} of {plan.steps}, with a checkpoint. {directory.again} to go on."
+        )
         job.say(sentence)
         engine.close()
         return STOPPED, sentence
     finished = outcome.step >= plan.steps
-    print_facts(
-        job.console,
-        "done" if finished else f"stopped at train.stop_after={plan.stop_after}",
-        closing_facts(job, directory.path, outcome, plan, ranks, tokens_before),
-    )
+    facts = closing_facts(job, directory.path, outcome, plan, ranks, tokens_before)
+    if not finished:
+        facts["go on"] = f"{directory.again} without train.stop_after"
+    print_facts(job.console, "done" if finished else f"stopped at train.stop_after={plan.stop_after}", facts)
     if finished and not outcome.stopped_by:  # who asked to stop is in a hurry
         _show_sample(job, engine, outcome, metrics)
     engine.close()
@@ -285,7 +286,7 @@ def _show_sample(job: Job, engine: Engine, outcome: Outcome, metrics: MetricsFil
     evaluation = outcome.evaluation
     if job.skeleton.task == "causal_lm":
         kept = evaluation.sample if evaluation else None
-        sample = kept or _sample(job, engine)
+        sample = kept or _last_sample(job, engine)
         print_sample(job.console, sample[1])
         if metrics is not None and kept is None:
             with suppress(OSError):  # training is over and saved
@@ -295,15 +296,23 @@ def _show_sample(job: Job, engine: Engine, outcome: Outcome, metrics: MetricsFil
         print_examples(job.console, evaluation.examples)
 
 
+def _last_sample(job: Job, engine: Engine) -> tuple[str, str]:
+    """The same when all is saved: no run fails for want of a sample."""
+    try:
+        return _sample(job, engine)
+    except Exception as error:
+        LOGGER.exception("no sample")
+        return job.config.sample.prompt, f"(no sample: {error})"
+
+
 def _sample(job: Job, engine: Engine) -> tuple[str, str]:
-    """The prompt, and the text that the model makes of it, or why there is none: no run fails for want of a sample. Collective."""
+    """The prompt, and the text that the model makes of it, or why it cannot make one. Collective."""
     from transformers import AutoTokenizer
 
     sample, seed = job.config.sample, named_seed(job.config.train.seed, "sample")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(job.corpus.tokenizer_folder)
-        with engine.inference() as (model, arguments):
+    tokenizer = AutoTokenizer.from_pretrained(job.corpus.tokenizer_folder)
+    with engine.inference() as (model, arguments):
+        try:
             return sample.prompt, generate_text(model, tokenizer, **sample.arguments, seed=seed, device=job.device, **arguments)[0]
-    except Exception as error:
-        LOGGER.exception("no sample")
-        return sample.prompt, f"(no sample: {error})"
+        except Refused as error:  # by every rank; what fails on one alone ends the run, since the others wait for it
+            return sample.prompt, f"(no sample: {error})"

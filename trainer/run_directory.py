@@ -10,6 +10,7 @@ import socket
 import tempfile
 import time
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO
 
 from trainer.checkpoint.files import write_atomically
@@ -40,10 +41,17 @@ def fresh(name: str, root: str | Path = "runs") -> Path:
 
 
 class RunDirectory:
-    """The files of one run. Only the rank that makes the directory writes to it, but for ``checkpoints`` and its own log."""
+    """The files of one run. Only the rank that makes the directory writes to it, but for ``checkpoints`` and its own log.
 
-    def __init__(self, path: str | Path):
+    Args:
+        path: of the directory.
+        named: whether the command names it, so that the same command finds it again.
+    """
+
+    def __init__(self, path: str | Path, named: bool = True):
         self.path = Path(path)
+        self.again = "Run the same command again" + ("" if named else f" with run.dir={quote(str(path))}")
+        """What to type to go on; the beginning of a sentence."""
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.passport = self.path / "passport.json"

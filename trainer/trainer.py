@@ -273,6 +273,7 @@ class Trainer:
             callback.on_log(records)
         if sentence := self._nonfinite(pending, records):
             if self._plan.nonfinite == "stop":
+                LOGGER.error(sentence)  # a save that fails has the last word
                 self._saver.finish()  # what is being written is from before
                 raise TrainingFailed(
                     f"{sentence} Lower optimizer.lr or look at these samples; train.nonfinite=skip goes on without such steps. "

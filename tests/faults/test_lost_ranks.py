@@ -39,6 +39,25 @@ def test_the_rank_that_fails_first_is_named_by_all(long, tmp_path, victim):
     assert train_curve([*long, "train.stop_after=5"], tmp_path / "run", 1)[-1]["step"] == 5
 
 
+def unable_to_write(rank):
+    """Sabotage: the model of rank 1 cannot write a text."""
+    from trainer import run
+
+    def generate(*arguments, **named):
+        raise RuntimeError("out of memory")
+
+    if rank == 1:
+        run.generate_text = generate
+
+
+def test_a_rank_that_cannot_write_a_text_on_the_way_ends_the_run(long, tmp_path):
+    """The others wait for its part of every weight: it cannot go on to the next step alone."""
+    writing = [*long, "sample.every_evaluation=true", "train.evaluate_every=4", "data.validation_fraction=0.1"]
+    seen = Guests(tmp_path / "guests", tmp_path / "run", RANKS, writing, unable_to_write).wait()
+    assert seen.codes == [3] * RANKS
+    assert "on rank 1: RuntimeError: out of memory" in seen.ended["sentence"]
+
+
 @pytest.mark.parametrize("victim", [0, 1], ids=["the host of the store", "another"])
 def test_a_killed_rank_is_named(long, tmp_path, victim):
     guests = Guests(tmp_path / "guests", tmp_path / "run", RANKS, long, at_step, victim, 6, die)

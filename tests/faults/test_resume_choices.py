@@ -1,7 +1,12 @@
 """Where a run goes on from: ``checkpoint.resume``, ``checkpoint.keep``, ``train.stop_after``, and a train.steps that has grown."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +15,7 @@ from trainer import cli
 from trainer.checkpoint import verify
 from trainer.errors import Refused
 from trainer.session.identity import require_one_run
-from trainer.testing import assert_same_curve, read_curve, train_curve
+from trainer.testing import assert_same_curve, last_wins, read_curve, train_curve
 
 
 @pytest.fixture
@@ -108,3 +113,15 @@ def test_ranks_that_were_not_started_alike_are_refused_by_key():
     require_one_run([alike, dict(alike)])
     with pytest.raises(Refused, match="data is not the same on rank 1 as on rank 0"):
         require_one_run([alike, alike | {"data": "b"}, alike | {"data": "c"}])
+
+
+def test_a_run_without_a_run_dir_says_how_it_is_found_again(flat, tmp_path):
+    command = [sys.executable, "-m", "trainer", "train", *last_wins(flat)]
+    near = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    go = partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, env=near)
+    first = go([*command, "train.stop_after=4"])
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    words = f"Run the same command again with run.dir=runs/{run_dir.name} without train.stop_after"
+    assert words in " ".join(first.stdout.split()), first.stdout + first.stderr
+    again = go([*command, f"run.dir=runs/{run_dir.name}"])
+    assert "at step 4" in again.stdout and len(read_curve(run_dir)) == 10

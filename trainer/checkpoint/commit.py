@@ -1,7 +1,6 @@
 """How a checkpoint comes to exist and ceases to, so that a crash at any instant leaves the old state or the new.
 
-docs/decisions/0003-checkpoint-commit.md gives the order of operations and its reasons. One rank calls everything here
-but ``describe_files``, which each rank calls for the files that it wrote.
+docs/decisions/0003-checkpoint-commit.md gives the order of operations and its reasons. One rank calls everything here.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def begin(checkpoints: Path, step: int) -> Path:
 
 
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, Entry]:
-    """Makes the files that this rank wrote durable, and says what the manifest has to know of them.
+    """Makes files durable that have been written, and says what the manifest has to know of them.
 
     Args:
         folder: what ``begin`` returned.
@@ -53,7 +52,7 @@ def commit(partial: Path, entries: dict[str, Entry], step: int) -> Path:
 
     Args:
         partial: what ``begin`` returned.
-        entries: the union of what ``describe_files`` returned on all ranks.
+        entries: of all its files, those that other ranks wrote too.
         step: the step.
 
     Returns:

@@ -98,7 +98,7 @@ class Run:
                 return "running", f"Step {done} is on record."
             return (
                 "ended without a word",
-                "There is no exit.json: it was killed, or its machine went down. Run the same command again to resume.",
+                "There is no exit.json: it was killed, or its machine went down. Run the same command again, with its run.dir, to resume.",
             )
         code, sentence = self.exit.get("code"), str(self.exit.get("sentence", ""))
         if code == DONE:

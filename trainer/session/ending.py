@@ -61,7 +61,7 @@ class Ending:
 
     def without_saving(self, name: str) -> None:
         """A signal that insists."""
-        sentence = f"Ended at once by a second {name}, without saving. Run the same command again to go on from the newest checkpoint."
+        sentence = f"Ended at once by a second {name}, without saving. {self._again} to go on from the newest checkpoint."
         if self.launch.rank == 0 and self.directory is not None:
             self.directory.write_exit(FAILED, sentence)
         end_process(FAILED, sentence, self.launch.rank == 0)
@@ -84,7 +84,7 @@ class Ending:
         if not gone:
             return
         time.sleep(SECONDS_FOR_THE_MAIN_THREAD)
-        failure = self.settle(TrainingFailed(_lost(gone)))
+        failure = self.settle(self._lost(gone))
         end_process(failure.code, str(failure), bool(failure.speaker))
 
     def settle(self, error: BaseException) -> Failure:
@@ -106,6 +106,10 @@ class Ending:
         self.signals.on_signal = lambda name: None if first.speaker else os._exit(first.code)
         return first
 
+    @property
+    def _again(self) -> str:
+        return self.directory.again if self.directory is not None else "Run the same command again"
+
     def _as_failure(self, error: BaseException) -> Failure:
         if isinstance(error, Refused | TrainingFailed | StorageFailed):
             return error
@@ -113,7 +117,7 @@ class Ending:
             return failure
         return TrainingFailed(
             f"Training failed on rank {self.launch.rank}: {type(error).__name__}: {_last_line(error)}. "
-            "Tracebacks are in run.dir under logs/. Run the same command again to resume."
+            f"Tracebacks are in run.dir under logs/. {self._again} to resume."
         )
 
     def _first(self, own: Failure, error: BaseException) -> Failure:
@@ -131,6 +135,13 @@ class Ending:
         own.speaker = first["rank"] == self.launch.rank
         return own if own.speaker else _failure(first["code"], first["sentence"])
 
+    def _lost(self, members: Sequence[Member]) -> TrainingFailed:
+        names = " and ".join(f"rank {member.rank} (process {member.pid} on {member.host})" for member in members)
+        return TrainingFailed(
+            f"Training failed: {names} ended without a word. It was killed, perhaps because memory ran out (dmesg tells), or it crashed. "
+            f"{self._again} to resume."
+        )
+
     def _wait_for_the_cause(self, error: BaseException) -> TrainingFailed | None:
         """A rank that is gone without having said why; None if it has said so, or if nobody is gone."""
         assert self.store is not None
@@ -142,7 +153,7 @@ class Ending:
             except RuntimeError:
                 told = False
             if told or gone or time.monotonic() >= deadline:
-                return TrainingFailed(_lost(gone)) if gone and not told else None
+                return self._lost(gone) if gone and not told else None
             time.sleep(0.05)
 
 
@@ -175,14 +186,6 @@ def _failure(code: int, sentence: str) -> Failure:
     )
     failure.speaker = False
     return failure
-
-
-def _lost(members: Sequence[Member]) -> str:
-    names = " and ".join(f"rank {member.rank} (process {member.pid} on {member.host})" for member in members)
-    return (
-        f"Training failed: {names} ended without a word. It was killed, perhaps because memory ran out (dmesg tells), or it crashed. "
-        "Run the same command again to resume."
-    )
 
 
 def _from_a_fellow(error: BaseException) -> bool:
