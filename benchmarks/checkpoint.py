@@ -1,9 +1,9 @@
 """What a checkpoint of 300 MB costs the training that it interrupts: waited for, and written in the background; peers beside them.
 
-    python benchmarks/checkpoint.py [--rounds 7] [--layers 14] [--calm 8]
+    python benchmarks/checkpoint.py [--rounds 9] [--layers 14] [--calm 8]
 
 One rank, and then two with fsdp, train a Llama of 25 M parameters in fp32 with one thread each. In every round each contender saves once, in
-turns: some steps before it are timed (calm), then the seconds in which no step can run (blocked), then those steps that begin and end while
+an order that is drawn anew: some steps before it are timed (calm), then the seconds in which no step can run (blocked), then those steps that begin and end while
 files are being written. Beside ours, waiting and in the background, are ours waiting without hashing, rank 0's torch.save of the gathered
 state, and torch's own dcp.async_save in a thread.
 
@@ -12,6 +12,7 @@ Prints the numbers and writes benchmarks/results/checkpoint.json. Needs no GPU, 
 
 import argparse
 import os
+import random
 import shutil
 import statistics
 import sys
@@ -31,6 +32,7 @@ from overhead import CORPUS, keep, overrides
 TARGETS = {"blocked": 0.15, "speed": 0.9, "hashing": 0.1, "bytes": 1.02}
 OURS, WAITING, UNHASHED = "background", "waiting", "waiting, without hashing"
 TORCH_SAVE, ASYNC_SAVE = "torch.save by rank 0", "dcp.async_save in a thread"
+REST_SECONDS = 1.0
 STRATEGIES = {1: "single", 2: "fsdp"}
 
 
@@ -179,9 +181,13 @@ def measure(arguments: list[str], folder: str, rounds: int, calm: int) -> dict[s
     runners = contenders(Path(folder), engine, agreement)
     for turn in range(rounds + 1):
         names = list(runners)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        random.Random(turn).shuffle(names)  # one that always came behind the same other would pay for what that left to the disk
+        for name in names:
             if launch.rank == 0:
+                for old in (Path(folder) / "dcp").iterdir():
+                    shutil.rmtree(old)  # the others replace theirs by themselves
                 os.sync()
+                time.sleep(REST_SECONDS)
             dist.barrier()
             before = [step(number := number + 1) for _ in range(calm)]
             began = time.perf_counter()
@@ -225,7 +231,7 @@ def summed_up(ranks: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--layers", type=int, default=14, help="of the model; 14 make 25 M parameters")
     parser.add_argument("--calm", type=int, default=8, help="steps that are timed before a save")
     options = parser.parse_args()

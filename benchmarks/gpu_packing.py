@@ -21,6 +21,7 @@ QUESTION = replace(
     model=("model=llama_1b", "model.num_layers=8"),
     micro_batch=2,
     longest=2048,
+    same_draws=False,
     contenders=("transformers.Trainer", "transformers.Trainer, flattened"),
     tolerance=2e-2,
     goals=(

@@ -87,6 +87,7 @@ class Question:
         longest: documents of at most so many words each; None: one without end.
         faster: see ``FASTER``.
         tolerance: by how much losses may differ.
+        same_draws: whether all see the same batches and drop the same; otherwise losses are compared by their mean.
         steps: of each run.
         more: overrides of our run beside.
     """
@@ -105,6 +106,7 @@ class Question:
     longest: int | None = None
     faster: tuple[str, ...] = FASTER
     tolerance: float = 1e-2
+    same_draws: bool = True
     steps: int = 60
     more: tuple[str, ...] = ()
 
@@ -187,7 +189,7 @@ def run(name: str, folder: Path, number: int, program: Sequence[str] = (str(HERE
 
 
 def gate(answers: dict[str, dict[str, Any]], question: Question) -> dict[str, float]:
-    """The largest relative difference of each one's first losses from ours; of documents dealt in other batches, of their mean.
+    """The largest relative difference of each one's first losses from ours, or of their means.
 
     Raises:
         SystemExit: they do not train the same, so that no comparison would mean anything.
@@ -195,7 +197,7 @@ def gate(answers: dict[str, dict[str, Any]], question: Question) -> dict[str, fl
     ours, found = answers["isotrain"]["losses"][:GATE_STEPS], {}
     for name, answer in answers.items():
         theirs = answer["losses"][:GATE_STEPS]
-        if question.longest is not None:
+        if not question.same_draws:
             ours, theirs = [statistics.mean(ours)], [statistics.mean(theirs)]
         found[name] = max(abs(a - b) / abs(b) for a, b in zip(theirs, ours, strict=True))
         if not found[name] <= question.tolerance:

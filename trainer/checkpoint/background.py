@@ -17,7 +17,7 @@ from torch.distributed import PrefixStore
 
 from trainer.distributed.agreement import Agreement
 
-NICE = 10
+NICE = 19
 """How far the threads stand back where there are fewer cores than work: training goes first."""
 LOOK_SECONDS = 0.02
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +22,8 @@ from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, DCP_VERS
 from trainer.checkpoint.manifest import Entry
 from trainer.state.storage import Part
 
+_MOST_UNHASHED = 256 << 20
+"""Bytes by which writing may be ahead of hashing, which is slower than a good disk's cache: copies of what lies on a GPU wait in the host's memory."""
 _NAMES = {dtype: name for name, dtype in DTYPE_MAP.items()}
 
 
@@ -44,16 +48,23 @@ def _write(path: Path, parts: Sequence[Part]) -> Entry:
     ordered = in_order(parts)
     digest = hashlib.sha256()
     with path.open("xb") as stream, ThreadPoolExecutor(1) as beside:
-        header = _header(ordered)
-        stream.write(header)
-        hashed = beside.submit(digest.update, header)
-        for content in _contents(ordered):
-            hashed.result()
-            hashed = beside.submit(digest.update, content)  # while it is written, which waits for the disk: neither holds Python's lock
+        unhashed: deque[Future[int]] = deque()
+        ahead = 0
+        for content in chain([memoryview(_header(ordered))], _contents(ordered)):
+            unhashed.append(beside.submit(_hash, digest, content))  # while it is written: neither holds Python's lock
+            ahead += content.nbytes
             stream.write(content)
+            while ahead > _MOST_UNHASHED:
+                ahead -= unhashed.popleft().result()
         _make_durable(stream)
-        hashed.result()
+        for hashed in unhashed:
+            hashed.result()
         return Entry(size=stream.tell(), sha256=digest.hexdigest())
+
+
+def _hash(digest: Any, content: memoryview) -> int:
+    digest.update(content)
+    return content.nbytes
 
 
 def _header(parts: Sequence[Part]) -> bytes:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from trainer.checkpoint import shards
 from trainer.checkpoint.shards import _contents, write_shards
 from trainer.checkpoint.staging import Staging
 from trainer.state.storage import Part, plan_shares, read_tensors
@@ -38,6 +39,12 @@ def test_what_is_written_is_read_by_safetensors_and_by_torch(tmp_path, state):
         assert all(torch.equal(stored.get_tensor(name), held) for name, held in state.items())
     read = read_tensors(tmp_path, "model.")
     assert all(torch.equal(read[name], state[f"model.{name}"]) for name in ("z", "view", "none", "half", "a", "wide"))
+
+
+def test_a_hash_that_is_far_behind_is_waited_for(tmp_path, state, monkeypatch):
+    monkeypatch.setattr(shards, "_MOST_UNHASHED", 0)
+    entry = write_shards(tmp_path, plan_shares(state).of(state))[NAME]
+    assert entry["sha256"] == hashlib.sha256((tmp_path / NAME).read_bytes()).hexdigest()
 
 
 def test_no_file_is_written_over(tmp_path, state):
