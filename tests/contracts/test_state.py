@@ -141,11 +141,17 @@ def test_no_file_of_a_checkpoint_is_a_pickle(tiny, tmp_path):
         assert path.suffix in (".safetensors", ".json", ".yaml"), path
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero2", "zero3"))])
-def test_every_flipped_bit_is_found_and_the_checkpoint_before_is_used(tiny, tmp_path, strategy):
+FLIPPED = [("zero2", False), ("zero3", False), ("fsdp", True), ("zero3", True)]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "in_background"), [("fsdp", False), *(pytest.param(*cell, marks=pytest.mark.slow) for cell in FLIPPED)]
+)
+def test_every_flipped_bit_is_found_and_the_checkpoint_before_is_used(tiny, tmp_path, strategy, in_background):
     import random
 
-    train_curve([*tiny, f"strategy={strategy}", "checkpoint.every=2", "train.stop_after=4"], tmp_path / "run", 2)
+    more = ["checkpoint.every=2", "train.stop_after=4", f"checkpoint.background={in_background}"]
+    train_curve([*tiny, f"strategy={strategy}", *more], tmp_path / "run", 2)
     newest = tmp_path / "run" / "checkpoints" / "step-4"
     rng = random.Random(0)
     files = sorted(path for path in newest.rglob("*") if path.is_file())

@@ -67,7 +67,7 @@ def test_a_disk_that_is_full_in_a_save(saving, tmp_path, strategy, ranks, victim
 @pytest.mark.parametrize("more", [[], pytest.param([BACKGROUND], marks=pytest.mark.slow)], ids=["waiting", "background"])
 def test_a_disk_that_is_full_for_the_metrics(saving, tmp_path, more):
     arguments = [*saving, "strategy=ddp", *more]
-    seen = Guests(tmp_path / "guests", tmp_path / "run", 2, arguments, small_files, 0, 5, 1000).wait()
+    seen = Guests(tmp_path / "guests", tmp_path / "run", 2, arguments, small_files, 0, 5, 1800).wait()  # what is printed is a file too
     assert seen.codes == [8, 8] and seen.ended["code"] == 8
     assert "could not be written" in seen.ended["sentence"] and "newest checkpoint is intact" in seen.ended["sentence"]
     assert seen.terminal.count("isotrain: ") == 1
@@ -79,6 +79,7 @@ def block_save(rank: int, run_dir) -> None:
     """Puts a file where the second checkpoint is to be written."""
 
     def act() -> None:
+        until((run_dir / "checkpoints" / "step-4").exists)  # a thread that stands back may still be writing it
         shutil.move(run_dir / "checkpoints", run_dir / "elsewhere")
         (run_dir / "checkpoints").write_text("in the way")
 
