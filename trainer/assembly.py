@@ -71,9 +71,7 @@ def open_job(config: Config, launch: Launch) -> Job:
         problems = objective_problems(config.objective, corpus.samples("train"), context, num_outputs)
     problems += recompute_problems(blocks_of(skeleton.model, skeleton.family), _recompute(config))
     device, console = choose_device(config.run.device, launch), Console(quiet=launch.rank > 0)
-    split = config.strategy.degrees(launch.world_size).tensor > 1
-    meets_again = split and config.train.activation_checkpointing == "full"
-    problems += compile_problems(config.train.compile, device, split and may_drop(skeleton.model), meets_again)
+    problems += _compile_problems(config, skeleton, launch, device)
     problems += _choose_attention(config, skeleton, device, corpus.packed)
     problems += _asked(config.strategy, "problems", skeleton, config.precision, launch, device) or []
     if (
@@ -228,6 +226,14 @@ def build_evaluator(job: Job, engine: Engine, sample: Callable[[], tuple[str, st
 
     held_out = {name: partial(batches, samples) for name, samples in parts.items() if len(samples)}
     return Evaluator(engine, job.config.objective, held_out, _writer(job), sample) if held_out else None
+
+
+def _compile_problems(config: Config, skeleton: Skeleton, launch: Launch, device: torch.device) -> Iterable[str]:
+    if not config.train.compile:
+        return []
+    split = config.strategy.degrees(launch.world_size).tensor > 1
+    meets_again = split and config.train.activation_checkpointing == "full"
+    return compile_problems(device, split and may_drop(skeleton.model), meets_again)
 
 
 def _recompute(config: Config) -> Recompute | None:

@@ -45,17 +45,14 @@ def uncompiled(compiles: bool) -> AbstractContextManager[None]:
     return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
 
-def compile_problems(wanted: bool, device: torch.device, draws_inside: bool, meets_again: bool) -> Iterator[str]:
+def compile_problems(device: torch.device, draws_inside: bool, meets_again: bool) -> Iterator[str]:
     """What the compiler lacks on this machine, a sentence each, and what it cannot do.
 
     Args:
-        wanted: whether blocks are to be compiled.
         device: this rank's.
         draws_inside: whether ranks of the tensor axis leave the random numbers that they share while a block runs (trainer.parallel.dropout).
         meets_again: whether whole blocks in which they exchange tensors are computed again.
     """
-    if not wanted:
-        return
     if draws_inside:
         yield (
             "train.compile=true does not go with dropout where tensors are split, since ranks change their random numbers inside of blocks: "

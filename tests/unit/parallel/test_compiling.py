@@ -18,7 +18,7 @@ def test_a_machine_with_a_compiler_has_no_problem(monkeypatch, tmp_path):
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(compiling.sysconfig, "get_path", lambda name: str(tmp_path))
-    assert list(compile_problems(True, torch.device("cpu"), False, False)) == []
+    assert list(compile_problems(torch.device("cpu"), False, False)) == []
 
 
 @pytest.mark.parametrize(("variable", "named"), [(None, "no g++"), ("clang++-99", "no clang++-99")])
@@ -28,15 +28,14 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(monkeypatch, tmp_path, 
     monkeypatch.delenv("CXX", raising=False)
     if variable:
         monkeypatch.setenv("CXX", variable)
-    compiler, headers = compile_problems(True, torch.device("cpu"), False, False)
+    compiler, headers = compile_problems(torch.device("cpu"), False, False)
     assert named in compiler and "apt-get install g++" in compiler
     assert "apt-get install python3-dev" in headers
-    assert list(compile_problems(False, torch.device("cpu"), False, False)) == []
 
 
 def test_a_gpu_needs_triton(monkeypatch):
     monkeypatch.setattr(compiling, "find_spec", lambda name: None)
-    (problem,) = compile_problems(True, torch.device("cuda"), False, False)
+    (problem,) = compile_problems(torch.device("cuda"), False, False)
     assert "pip install triton" in problem
 
 
