@@ -29,10 +29,7 @@ CELLS = [(family, *place) for family in WITH_HEAD for place in LAYOUTS]
 )
 def test_chunks_have_the_curve_of_the_dense_head(task, tmp_path, one_rank, family, strategy, ranks):
     arguments = [*task(family), "train.micro_batch=4", *layout(strategy), *CHUNKED, *([SPREAD] if strategy == "zero3" else [])]
-    # In step 17 a hidden unit of T5 is so near its ReLU's edge that rounding decides, and these two norms jump from within 1e-7 to 1.09e-4.
-    steps = 16 if family == "t5" and strategy in ("tensor", "3d") else 20
-    curve = train_curve(arguments, tmp_path / "run", ranks)
-    assert_same_curve(curve[:steps], one_rank(family)[:steps], loss=1e-5, grad_norm=1e-4)
+    assert_same_curve(train_curve(arguments, tmp_path / "run", ranks), one_rank(family), loss=1e-5, grad_norm=1e-4)
 
 
 @pytest.mark.parametrize(
