@@ -135,7 +135,11 @@ def contenders(folder: Path, engine: Any, agreement: Any) -> dict[str, Any]:
 
     def ours(name: str, background: bool, hashed: bool = True) -> Ours:
         config = CheckpointConfig(keep=1, background=background)
-        return Ours(lambda: Checkpointer(folder / name, agreement, config, None, lambda own: None, print), engine.state, hashed)
+        return Ours(
+            lambda: Checkpointer(folder / name, agreement, config, None, lambda own: None, print, agreement.world_size),
+            engine.state,
+            hashed,
+        )
 
     for name in ("torch", "dcp"):
         (folder / name).mkdir(exist_ok=True)

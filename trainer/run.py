@@ -120,7 +120,9 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
     own = bool(found and found[0].is_relative_to(directory.path))
     metrics = _open_metrics(directory, state, own, job)
     describe = partial(_describe, job, directory, metrics)
-    checkpointer = Checkpointer(directory.checkpoints, agreement, config.checkpoint, state.step if own else None, describe, job.say)
+    checkpointer = Checkpointer(
+        directory.checkpoints, agreement, config.checkpoint, state.step if own else None, describe, job.say, job.launch.local_world_size
+    )
     staged = checkpointer.prepare(engine.state(), plan.saves_after(state.step))
     print_facts(job.console, "isotrain", opening_facts(job, directory.path, engine.data_size, state.step, staged))
     if metrics is not None:

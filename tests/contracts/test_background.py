@@ -33,9 +33,9 @@ def write_slowly(arguments, seconds, frozen=False):
 
     write, build = checkpointer.write_shards, run.build_engine
 
-    def slow(folder, files):
+    def slow(*arguments):
         time.sleep(seconds)
-        return write(folder, files)
+        return write(*arguments)
 
     def build_frozen(job, **options):
         job.skeleton.model.get_parameter(FROZEN).requires_grad_(False)

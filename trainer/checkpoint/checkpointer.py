@@ -23,6 +23,7 @@ from trainer.checkpoint.config import CheckpointConfig
 from trainer.checkpoint.files import remove, write_atomically
 from trainer.checkpoint.find import STATE
 from trainer.checkpoint.manifest import Entry
+from trainer.checkpoint.pace import Pace, pace_beside
 from trainer.checkpoint.shards import write_shards
 from trainer.checkpoint.staging import Staging
 from trainer.distributed.agreement import Agreement
@@ -57,6 +58,7 @@ class Checkpointer:
         describe: writes what a checkpoint holds beside tensors and state.json (config, tokenizer ...) into a folder; rank 0, perhaps
             in another thread.
         say: shows a line to the user; rank 0.
+        local_ranks: how many of the ranks are on this machine.
     """
 
     def __init__(
@@ -67,17 +69,20 @@ class Checkpointer:
         previous: int | None,
         describe: Callable[[Path], None],
         say: Callable[[str], None],
+        local_ranks: int,
     ):
         self._checkpoints = checkpoints
         self._agreement = agreement
         self._keep = config.keep
         self._describe = describe
         self._say = say
+        self._local_ranks = local_ranks
         self._previous = previous
         self._needed = 0
         self._background = Background(agreement) if config.background else None
         self._shares: Shares | None = None
         self._staging: Staging | None = None
+        self._pace: Pace | None = None
         self._writing: Draft | None = None
         self._said_that_it_waited = False
 
@@ -106,6 +111,7 @@ class Checkpointer:
         if self._background is None:
             return 0
         files = self._shares.of(state)
+        self._pace = pace_beside(self._local_ranks, on_gpu=any(tensor.is_cuda for tensor in state.values()))
         try:
             self._staging = Staging(files)
         except (MemoryError, OSError, RuntimeError) as error:
@@ -136,6 +142,8 @@ class Checkpointer:
             return self._published(draft)
         copies: dict[str, list[Part]] = {}
         self._together(lambda: self._stage(draft, live, copies), draft)
+        if self._pace is not None:
+            self._pace.begin()
         write = lambda: self._beside_training(lambda: self._write_staged(draft, live, copies), draft)  # noqa: E731
         self._background.start(run_state.step, write, lambda told: self._conclude(draft, told))
         self._writing = draft
@@ -159,6 +167,8 @@ class Checkpointer:
             return None
         if (folder := self.look()) or self._writing is None:
             return folder
+        if self._pace is not None:
+            self._pace.hurry()
         step, began = self._writing.run_state.step, time.perf_counter()
         folder = self._told(self._background.wait())
         if due is not None and self._agreement.rank == 0 and not self._said_that_it_waited:
@@ -195,7 +205,7 @@ class Checkpointer:
         assert self._staging is not None
         self._staging.arrived()
         live.clear()  # what was kept so long; some of them were made for this save
-        return write_shards(draft.partial, copies)
+        return write_shards(draft.partial, copies, self._pace)
 
     def _conclude(self, draft: Draft, told: list[Answer]) -> str:
         """Rank 0's last part of a background save; returns what failed, or nothing."""
