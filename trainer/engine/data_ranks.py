@@ -20,7 +20,7 @@ class DataRanks:
 
     Attributes:
         rank, size: of this rank's samples.
-        losses: the loss that each rank added to the last step, float64, on every rank.
+        losses: the loss that each rank added to the last step, on every rank.
     """
 
     def __init__(self, device: torch.device, mesh: DeviceMesh, speaks: bool):
@@ -55,13 +55,16 @@ class DataRanks:
         Returns:
             The terms and ``more``, summed; ``losses`` is set.
         """
-        sums = torch.stack([term.sum for term in local.values()])
+        own = [term.sum for term in local.values()]
+        if dist.get_world_size() == 1:
+            self.losses = sum(own[1:], own[0])[None]
+            return local, more
+        sums = torch.stack(own)
         if not self._speaks:
             sums = torch.zeros_like(sums)
         # This rank's own loss between zeros for the other ranks: added up, each has its place. These make all of it float64.
         packed = torch.cat([sums, more, self._lower, sums.sum(0, keepdim=True), self._higher])
-        if dist.get_world_size() > 1:
-            dist.all_reduce(packed)
+        dist.all_reduce(packed)
         totals, summed, self.losses = packed.split([len(local), more.numel(), self.size])
         terms = {name: Term(total, term.count_key, term.weight) for total, (name, term) in zip(totals.unbind(), local.items(), strict=True)}
         return terms, summed

@@ -59,8 +59,7 @@ class NativeEngine(BaseEngine):
         if plan.max_norm is not None:
             scale_gradients(self._parameters, norm, plan.max_norm)
         self._set_rates(plan.lr_scale)
-        # Where parameters rest: torch itself would fetch it to an offloaded one without waiting for it to arrive.
-        optimizer.found_inf = (~finite).float().to(self._parameters[0].device)  # type: ignore[attr-defined]
+        optimizer.found_inf = self._spoiled(finite)  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad(set_to_none=not self._in_buckets)
         self._squared_norm = None
@@ -81,6 +80,16 @@ class NativeEngine(BaseEngine):
         """Drops the model and the optimizer."""
         super().close()
         del self._named, self._parameters
+
+    def _spoiled(self, finite: Tensor) -> Tensor | None:
+        """What the fused optimizer is told: 1 where it has to leave everything untouched.
+
+        A CPU need not wait to see that all is well, and nothing is said of it then: told a 0, the optimizer takes it back from every step count.
+        """
+        if finite.device.type == "cpu" and finite:
+            return None
+        # Where parameters rest: torch itself would fetch it to an offloaded one without waiting for it to arrive.
+        return (~finite).float().to(self._parameters[0].device)
 
     def _add_up_parts(self) -> None:
         """Sums the gradients of which each rank of the tensor axis has a part; they are small (norms, biases), so they go in one packet."""
