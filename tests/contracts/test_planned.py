@@ -251,7 +251,7 @@ LAYOUTS = {
     "3d": (8, ["strategy=3d", "train.micro_batch=2"]),
 }
 CELLS = [
-    pytest.param(kind, layout, marks=() if (kind, layout) in (("gemma", "tensor"), ("olmo2", "pipeline")) else pytest.mark.slow)
+    pytest.param(kind, layout, marks=() if (kind, layout) in (("olmo2", "pipeline"),) else pytest.mark.slow)
     for layout in LAYOUTS
     for kind in TRAINED
     if not (layout == "sequence" and kind in NOT_SPLIT) and not (layout == "3d" and kind != "gemma")

@@ -34,19 +34,27 @@ def engine_state(arguments, folder):
     return {name: whole(value).numpy() for name, value in engine.state().items()}
 
 
-STOPPED = [("ddp", 4), ("fsdp", 3), ("hsdp", 4), ("zero1", 3), ("zero3", 4), ("tensor", 2), ("tensor x fsdp", 4), ("tensor x ddp", 4)]
+STOPPED = [
+    ("zero2", 2),
+    ("ddp", 4),
+    ("fsdp", 3),
+    ("hsdp", 4),
+    ("zero1", 3),
+    ("zero3", 4),
+    ("tensor", 2),
+    ("tensor x fsdp", 4),
+    ("tensor x ddp", 4),
+]
 STOPPED += [("pipeline", 2), ("pipeline x fsdp", 4), ("3d", 4)]
 
 
-@pytest.mark.parametrize(
-    ("strategy", "ranks"), [("ddp", 3), ("zero2", 2), *(pytest.param(*cell, marks=pytest.mark.slow) for cell in STOPPED)]
-)
+@pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 3), *(pytest.param(*cell, marks=pytest.mark.slow) for cell in STOPPED)])
 def test_a_run_that_was_stopped_has_the_bits_of_one_that_was_not(tiny, tmp_path, strategy, ranks):
     stopped_and_not([*tiny, *layout(strategy), "train.micro_batch=2"], tmp_path, ranks)
 
 
 @pytest.mark.parametrize(
-    "strategy", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "zero1", "zero2", "tensor")), "zero3"]
+    "strategy", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "zero1", "zero3", "tensor")), "zero2"]
 )
 def test_so_it_has_in_bf16_where_masters_are_not_what_the_model_computes_with(tiny, tmp_path, strategy):
     spread = [SPREAD] if strategy == "zero3" else []
@@ -66,7 +74,7 @@ def some(names, quick):
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("name", some(NAMES, {"t5"}))
+@pytest.mark.parametrize("name", some(NAMES, {"llama"}))
 def test_a_run_that_moves_four_times_keeps_its_curve(task, tmp_path, name):
     arguments = [*task(name), *STEADY]
     stayed = train_curve([*arguments, "+strategy=single"], tmp_path / "stayed")
@@ -77,11 +85,9 @@ def test_a_run_that_moves_four_times_keeps_its_curve(task, tmp_path, name):
 
 
 QUICK = {
-    ("llama", "ddp", "hsdp"),
     ("t5", "fsdp", "ddp"),
     ("llama", "zero3", "fsdp"),
-    ("llama", "tensor", "fsdp"),
-    ("llama", "fsdp", "pipeline"),
+    ("llama", "tensor", "pipeline"),
     ("gpt2", "pipeline x fsdp", "ddp"),
 }
 MOVES = [("llama", *pair) for pair in permutations(STRATEGIES, 2)] + [(name, "fsdp", "ddp") for name in NAMES if name != "llama"]

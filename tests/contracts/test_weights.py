@@ -17,7 +17,6 @@ FAMILIES = ("llama_tiny", "gpt2_tiny")
 REPRESENTATIVES = {
     ("llama_tiny", "ddp", 2),
     ("llama_tiny", "fsdp", 3),
-    ("gpt2_tiny", "fsdp", 2),
     ("gpt2_tiny", "hsdp", 4),
     ("gpt2_tiny", "zero3", 3),
 }
@@ -91,7 +90,7 @@ def tied_after_training(arguments):
 @pytest.mark.parametrize(
     ("strategy", "ranks"),
     [
-        *(pytest.param(*layout, marks=pytest.mark.slow if "zero" in layout[0] and layout != ("zero3", 2) else ()) for layout in LAYOUTS),
+        *(pytest.param(*layout, marks=() if layout in (("fsdp", 3), ("zero3", 2)) else pytest.mark.slow) for layout in LAYOUTS),
         *(pytest.param(*layout, marks=pytest.mark.slow) for layout in TENSOR),
     ],
 )
@@ -130,8 +129,7 @@ def memory_of_building(arguments):
     ("family", "source"),
     [
         ("llama_tiny", "seed"),
-        ("gpt2_tiny", "safetensors"),
-        pytest.param("llama_tiny", "safetensors", marks=pytest.mark.slow),
+        *(pytest.param(name, "safetensors", marks=pytest.mark.slow) for name in FAMILIES),
         pytest.param("gpt2_tiny", "seed", marks=pytest.mark.slow),
     ],
 )

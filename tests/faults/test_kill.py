@@ -69,9 +69,10 @@ OTHERS = ("zero3", "tensor", "pipeline")
 @pytest.mark.parametrize(
     ("ranks", "workers", "strategy", "more", "kills"),
     [
-        (1, 0, "single", [], 10),
-        (2, 2, "fsdp", [], 10),
+        (2, 2, "fsdp", [], 6),
         (2, 0, "fsdp", [BACKGROUND], 4),
+        pytest.param(1, 0, "single", [], 10, marks=pytest.mark.slow),
+        pytest.param(2, 2, "fsdp", [], 20, marks=pytest.mark.slow),
         *(pytest.param(2, 0, name, more, 10, marks=pytest.mark.slow) for more in ([], [BACKGROUND]) for name in OTHERS),
         pytest.param(1, 2, "single", [BACKGROUND], 10, marks=pytest.mark.slow),
         pytest.param(2, 2, "fsdp", [BACKGROUND], 10, marks=pytest.mark.slow),
@@ -93,7 +94,8 @@ def rows_of(arguments):
 @pytest.mark.parametrize(
     ("name", "strategy", "ranks", "kills"),
     [
-        ("t5", "ddp", 2, 4),
+        ("t5", "ddp", 2, 3),
+        pytest.param("t5", "ddp", 2, 10, marks=pytest.mark.slow),
         pytest.param("bert", "fsdp", 2, 4, marks=pytest.mark.slow),
         pytest.param("t5", "zero2", 2, 10, marks=pytest.mark.slow),
         pytest.param("roberta", "ddp", 2, 10, marks=pytest.mark.slow),
@@ -152,10 +154,11 @@ STAGING = ("staging", "replace", 280)
 @pytest.mark.parametrize(
     ("module", "function", "call", "more"),
     [
-        *((*place, []) for place in PLACES if place[0] == "commit"),
-        *(pytest.param(*place, [], marks=pytest.mark.slow) for place in PLACES if place[0] != "commit"),
-        *((*place, [BACKGROUND]) for place in (STAGING, PLACES[2], PLACES[4])),
-        *(pytest.param(*place, [BACKGROUND], marks=pytest.mark.slow) for place in PLACES if place not in (PLACES[2], PLACES[4])),
+        *(pytest.param(*place, [], marks=() if place[:2] == ("commit", "commit") else pytest.mark.slow) for place in PLACES),
+        *(
+            pytest.param(*place, [BACKGROUND], marks=() if place in (STAGING, PLACES[4]) else pytest.mark.slow)
+            for place in (STAGING, *PLACES)
+        ),
     ],
 )
 def test_killed_in_the_middle_of_a_save(hard, tmp_path, module, function, call, more):

@@ -35,17 +35,16 @@ def small_files(rank: int, victim: int, step: int, size: int, last: Path | None 
 
 
 BACKGROUND = "checkpoint.background=true"
-OTHERS = (("fsdp", 2, 1), ("ddp", 2, 0), ("tensor", 2, 1), ("pipeline", 2, 1))
+OTHERS = (("zero3", 2, 1), ("fsdp", 2, 1), ("ddp", 2, 0), ("tensor", 2, 1), ("pipeline", 2, 1))
 
 
 @pytest.mark.parametrize(
     ("strategy", "ranks", "victim", "more"),
     [
         ("single", 1, 0, []),
-        ("zero3", 2, 1, []),
         ("fsdp", 2, 1, [BACKGROUND]),
         *(pytest.param(*cell, [], marks=pytest.mark.slow) for cell in OTHERS),
-        *(pytest.param(*cell, [BACKGROUND], marks=pytest.mark.slow) for cell in (("single", 1, 0), ("zero3", 2, 1), *OTHERS[1:])),
+        *(pytest.param(*cell, [BACKGROUND], marks=pytest.mark.slow) for cell in (("single", 1, 0), OTHERS[0], *OTHERS[2:])),
     ],
 )
 def test_a_disk_that_is_full_in_a_save(saving, tmp_path, strategy, ranks, victim, more):

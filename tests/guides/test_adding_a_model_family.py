@@ -14,7 +14,6 @@ from tests.guides.pages import ROOT, blocks, commands
 PAGE = ROOT / "docs/adding-a-model-family.md"
 COPIED = ("trainer", "configs", "tests", "docs", "train.py", "pyproject.toml", "README.md")
 PART = (
-    "tests/unit/model",
     "tests/contracts/test_objectives_world.py",
     "tests/contracts/test_gradient.py::test_every_layout_has_the_curve_of_one_rank[electra-fsdp-3-2]",
     "tests/contracts/test_gradient.py::test_every_layout_has_the_curve_of_one_rank[electra-tensor-2-2]",

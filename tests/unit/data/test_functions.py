@@ -136,6 +136,7 @@ def test_the_digest_depends_on_the_task(library, tmp_path):
     assert len(digests) == 3
 
 
+@pytest.mark.slow
 def test_the_standard_library_gives_thousands_of_pairs_and_dozens_of_classes():
     pairs = PythonStdlib().open(Needs({"source": ROW, "target": ROW}, packs=False))[""]
     described = list(pairs.records(Skipped(0)))
