@@ -329,7 +329,7 @@ def _columns(steps: list[StepValues]) -> list[list[float]]:
     counts = {key: torch.stack([values.counts[key] for values in steps]).double() for key in steps[0].counts}
     losses = torch.zeros_like(counts["targets"])
     for name, term in steps[0].terms.items():
-        losses += term.weight * torch.stack([values.terms[name].sum for values in steps]).double() / counts[term.count_key]
+        losses += term.weight * torch.stack([values.terms[name].sum for values in steps]) / counts[term.count_key]
     norms = torch.stack([values.stats.grad_norm for values in steps])
     applied = torch.stack([values.stats.applied for values in steps])
     return torch.stack([losses, counts["targets"], norms, applied]).tolist()

@@ -55,11 +55,12 @@ class DataRanks:
         Returns:
             The terms and ``more``, summed; ``losses`` is set.
         """
-        own = [term.sum for term in local.values()]
         if dist.get_world_size() == 1:
-            self.losses = sum(own[1:], own[0])[None]
-            return local, more
-        sums = torch.stack(own)
+            terms = {name: Term(term.sum.double(), term.count_key, term.weight) for name, term in local.items()}
+            first, *others = (term.sum for term in terms.values())
+            self.losses = sum(others, first)[None]
+            return terms, more
+        sums = torch.stack([term.sum for term in local.values()])
         if not self._speaks:
             sums = torch.zeros_like(sums)
         # This rank's own loss between zeros for the other ranks: added up, each has its place. These make all of it float64.
