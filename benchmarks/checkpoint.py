@@ -28,6 +28,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from machine import machine
 from overhead import CORPUS, keep, overrides
+from update import LOG_EVERY
 
 TARGETS = {"blocked": 0.15, "speed": 0.9, "hashing": 0.1, "bytes": 1.02}
 OURS, WAITING, UNHASHED = "background", "waiting", "waiting, without hashing"
@@ -179,6 +180,7 @@ def measure(arguments: list[str], folder: str, rounds: int, calm: int) -> dict[s
         began = time.perf_counter()
         engine.forward_backward(number, batches, counts)
         engine.optimizer_step(StepPlan(number, 1e-3, 1.0))
+        dist.barrier()  # the rank that is slower is waited for in the step, and not in what comes after it
         return time.perf_counter() - began
 
     number, found = 0, []
@@ -196,14 +198,15 @@ def measure(arguments: list[str], folder: str, rounds: int, calm: int) -> dict[s
             before = [step(number := number + 1) for _ in range(calm)]
             began = time.perf_counter()
             runners[name].save(number)
-            blocked, during = time.perf_counter() - began, []
+            blocked, during, looks = time.perf_counter() - began, [], []
             while True:
                 began = time.perf_counter()
                 there = runners[name].done()
-                blocked += time.perf_counter() - began
+                looks.append(time.perf_counter() - began)
                 if there:
                     break
                 during.append(step(number := number + 1))
+            blocked += sum(looks[LOG_EVERY - 1 : -1 : LOG_EVERY], looks[-1])
             found.append({"round": turn, "name": name, "blocked": blocked, "calm": before, "during": during})
     on_disk = sum(path.stat().st_size for path in (Path(folder) / "background").rglob("*") if path.is_file())
     return {"state_bytes": size, "on_disk": on_disk, "saves": [save for save in found if save["round"]]}  # the first takes memory

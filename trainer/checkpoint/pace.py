@@ -7,8 +7,8 @@ import threading
 
 import torch
 
-SHARE = 0.08
-"""Of a core: what a step then loses is less than one notices, and a disk's gigabyte still takes seconds and not minutes."""
+SHARE = 0.05
+"""Of a core: what a step then loses is less than one notices, and a gigabyte still takes seconds and not minutes."""
 
 
 class Pace:

@@ -29,6 +29,7 @@ class Staging:
         size = sum(_room(parts) for parts in files.values())
         # Shared: a process that is forked later, to load data, would else make the next save copy every page once more.
         self._memory = torch.frombuffer(mmap(-1, max(size, _ALIGNED)), dtype=torch.uint8)
+        self._copies = self._laid_out(files)
         self._memory.fill_(0)  # the system hands pages out when they are first written to: now, and not in the first save
         gpu = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
         self._stream = torch.cuda.Stream(gpu) if gpu is not None else None
@@ -45,12 +46,13 @@ class Staging:
     def fill(self, files: Mapping[str, Sequence[Part]]) -> dict[str, list[Part]]:
         """Begins to copy the live ``files``, which must be kept until they have ``arrived``; returns the copies."""
         if self._stream is None:
-            return self._copy(files)
+            self._copy(files)
+            return self._copies
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
-            copies = self._copy(files)
+            self._copy(files)
             self._copied = self._stream.record_event()
-        return copies
+        return self._copies
 
     def hold(self) -> None:
         """Lets what the GPU does from now on wait until all is copied; the host does not wait."""
@@ -68,10 +70,16 @@ class Staging:
         if self._stream is not None:
             self.arrived()
             _require(torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr()))
+        self._copies.clear()
         self._memory = torch.empty(0, dtype=torch.uint8)
 
-    def _copy(self, files: Mapping[str, Sequence[Part]]) -> dict[str, list[Part]]:
-        """Side by side, in the order of the file, which is then written in one piece."""
+    def _copy(self, files: Mapping[str, Sequence[Part]]) -> None:
+        for name, parts in files.items():
+            for copy, live in zip(self._copies[name], in_order(parts), strict=True):
+                _take(copy.tensor, live.tensor)
+
+    def _laid_out(self, files: Mapping[str, Sequence[Part]]) -> dict[str, list[Part]]:
+        """Where copies come to lie: side by side, in the order of the file, which is then written in one piece."""
         copies: dict[str, list[Part]] = {}
         begins = 0
         for name, parts in files.items():
@@ -79,11 +87,14 @@ class Staging:
             for part in in_order(parts):
                 live = part.tensor
                 copy = self._memory.narrow(0, at, live.nbytes).view(live.dtype).view(live.shape)
-                copy.copy_(live, non_blocking=True)
                 copies[name].append(replace(part, tensor=copy))
                 at += live.nbytes
             begins += _room(parts)
         return copies
+
+
+def _take(copy: torch.Tensor, live: torch.Tensor) -> None:
+    copy.copy_(live, non_blocking=True)
 
 
 def _room(parts: Sequence[Part]) -> int:

@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 
 from trainer.distributed.sharding import local_part, num_copies
 
-
 _EXACT_IN_FP32 = 4096
 """So many squares a CPU adds up in fp32 with an error of its last digit, 1.5e-7; a cast takes longer than the sum."""
 

@@ -51,6 +51,7 @@ class Shares:
     names: frozenset[str]
     files: dict[str, list[MetadataIndex]]
 
+    @torch.no_grad()  # else each DTensor would give its part by a function of autograd
     def of(self, state: dict[str, Tensor]) -> dict[str, list[Part]]:
         """The parts, live, in a state of the same tensors."""
         assert state.keys() == self.names
