@@ -7,18 +7,15 @@ it, so that no connection is held while one waits. Main threads learn how it wen
 from __future__ import annotations
 
 import json
-import os
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from torch.distributed import PrefixStore
 
+from trainer.checkpoint.pace import stand_back
 from trainer.distributed.agreement import Agreement
 
-NICE = 19
-"""How far the threads stand back where there are fewer cores than work: training goes first."""
 LOOK_SECONDS = 0.02
 
 Answer = dict[str, Any]
@@ -86,8 +83,7 @@ class Background:
     def _run(self, step: int, write: Callable[[], Answer], conclude: Callable[[list[Answer]], str]) -> None:
         outcome = "The thread that was writing it has ended."
         try:
-            if sys.platform == "linux":  # elsewhere it would be the whole process
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+            stand_back()
             outcome = self._told_or_concluded(step, write(), conclude)
         except Exception as error:  # the store's, mostly, if the rank that serves it has died
             outcome = f"Checkpoint step-{step} could not be completed: {type(error).__name__}: {error}"

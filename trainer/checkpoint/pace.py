@@ -1,12 +1,16 @@
-"""How fast a thread may work beside training that leaves it no core: a share of the time, until somebody waits for it."""
+"""How threads stand back for what matters more where there is no core for both: in the scheduler, and by resting until somebody waits for them."""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from contextlib import suppress
 
 import torch
 
+NICE = 19
+"""How far threads stand back in the scheduler."""
 SHARE = 0.05
 """Of a core: what a step then loses is less than one notices, and a gigabyte still takes seconds and not minutes."""
 
@@ -33,6 +37,13 @@ class Pace:
     def rest(self, worked: float) -> None:
         """Waits as long as it has to after ``worked`` seconds of CPU time."""
         self._hurried.wait(worked * self._rest_per_second)
+
+
+def stand_back() -> None:
+    """Lets every other thread go first on this thread's core; on Linux, elsewhere it would be the whole process."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # some sandboxes forbid it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICE)
 
 
 def pace_beside(ranks: int, on_gpu: bool) -> Pace | None:

@@ -21,7 +21,7 @@ import torch
 from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, DCP_VERSION_KEY, DTYPE_MAP, HF_DCP_VERSION
 
 from trainer.checkpoint.manifest import Entry
-from trainer.checkpoint.pace import Pace
+from trainer.checkpoint.pace import Pace, stand_back
 from trainer.state.storage import Part
 
 _MOST_UNHASHED = 256 << 20
@@ -56,9 +56,9 @@ def _write(path: Path, ordered: Sequence[Part], pace: Pace | None) -> Entry:
 
 
 def _write_at_once(stream: BinaryIO, contents: Iterable[memoryview]) -> str:
-    """With a thread that hashes while this one writes: neither holds Python's lock."""
+    """With a thread that hashes while this one writes, neither with Python's lock; without a core for both, it does while the disk is waited for."""
     digest = hashlib.sha256()
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(1, initializer=stand_back) as beside:
         unhashed: deque[Future[int]] = deque()
         ahead = 0
         for content in contents:

@@ -84,17 +84,19 @@ def model_facts(job: Job, fresh: bool) -> dict[str, str]:
         "new": f"{len(new)} tensors ({_places(new, job.skeleton.head.new)}) drawn from the seed: untrained so far" if new else "",
         "objective": _objective(config.objective),
         "strategy": f"{strategy_name(job)} on {job.launch.world_size} x {where}: {axes(degrees)}",
-        "precision": _precision(config),
+        "precision": _precision(config, job.device),
         "attention": ATTENTION[job.skeleton.model.config._attn_implementation],
     }
     return {name: fact for name, fact in facts.items() if fact}
 
 
-def _precision(config: Config) -> str:
+def _precision(config: Config, device: torch.device) -> str:
     in_fp32 = "master weights, gradients, moments and loss fp32"
     if config.optimizer.moments != "fp32":
         in_fp32 = f"master weights, gradients and loss fp32; moments {config.optimizer.moments}"
-    return f"compute {config.precision.compute}; {in_fp32}"
+    emulated = device.type == "cpu" and config.precision.compute == "bf16" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    slow = "; slow on this CPU, which has no AVX-512: precision=fp32 takes a fraction of the time" if emulated else ""
+    return f"compute {config.precision.compute}; {in_fp32}{slow}"
 
 
 def strategy_name(job: Job) -> str:

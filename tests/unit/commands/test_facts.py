@@ -51,6 +51,13 @@ def test_the_type_in_which_moments_rest_is_told(job):
     assert told["bf16"] == "compute fp32; master weights, gradients and loss fp32; moments bf16"
 
 
+@pytest.mark.parametrize(("capability", "precision", "slow"), [("AVX2", "bf16", True), ("AVX512", "bf16", False), ("AVX2", "fp32", False)])
+def test_a_cpu_that_is_slow_in_bf16_is_told_of(job, monkeypatch, capability, precision, slow):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    told = opening_facts(job("llama", f"precision={precision}"), FOLDER, 1, 0)["precision"]
+    assert ("precision=fp32 takes a fraction of the time" in told) == slow
+
+
 def test_what_the_launcher_decided_is_told_beside_it(job):
     llama = job("llama")
     launch = Launch(notes={"strategy": "from a launcher: stage 3", "launcher": "not used: a, b"})
