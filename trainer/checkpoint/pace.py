@@ -12,7 +12,7 @@ import torch
 NICE = 19
 """How far threads stand back in the scheduler."""
 SHARE = 0.05
-"""Of a core: what a step then loses is less than one notices, and a gigabyte still takes seconds and not minutes."""
+"""Of a core: what a step then loses is less than one notices, and a gigabyte is there within a minute."""
 
 
 class Pace:
