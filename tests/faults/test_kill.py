@@ -145,7 +145,7 @@ def die_in(module, function, call, arguments):
     train_here(arguments)
 
 
-PLACES = [("commit", "begin", 3), ("checkpointer", "write_shards", 3), ("shards", "_make_durable", 3), ("commit", "describe_files", 3)]
+PLACES = [("commit", "begin", 3), ("checkpointer", "write_shards", 3), ("writing", "_make_durable", 3), ("commit", "describe_files", 3)]
 PLACES += [("manifest", "write", 3), ("commit", "commit", 3), ("commit", "prune", 3)]
 STAGING = ("staging", "_take", 280)
 """In the middle of the third copy, of 112 tensors."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.distributed import PrefixStore
 
-from trainer.checkpoint.pace import stand_back
+from trainer.checkpoint.writing import stand_back
 from trainer.distributed.agreement import Agreement
 
 LOOK_SECONDS = 0.02

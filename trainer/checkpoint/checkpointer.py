@@ -23,9 +23,9 @@ from trainer.checkpoint.config import CheckpointConfig
 from trainer.checkpoint.files import remove, write_atomically
 from trainer.checkpoint.find import STATE
 from trainer.checkpoint.manifest import Entry
-from trainer.checkpoint.pace import Pace, pace_beside
 from trainer.checkpoint.shards import write_shards
 from trainer.checkpoint.staging import Staging
+from trainer.checkpoint.writing import AtOnce, Writer, writer_beside
 from trainer.distributed.agreement import Agreement
 from trainer.distributed.log import LOGGER
 from trainer.distributed.sharding import local_part, num_copies
@@ -82,7 +82,7 @@ class Checkpointer:
         self._background = Background(agreement) if config.background else None
         self._shares: Shares | None = None
         self._staging: Staging | None = None
-        self._pace: Pace | None = None
+        self._writer: Writer = AtOnce()
         self._writing: Draft | None = None
         self._said_that_it_waited = False
 
@@ -111,7 +111,7 @@ class Checkpointer:
         if self._background is None:
             return 0
         files = self._shares.of(state)
-        self._pace = pace_beside(self._local_ranks, on_gpu=any(tensor.is_cuda for tensor in state.values()))
+        self._writer = writer_beside(self._local_ranks, on_gpu=any(tensor.is_cuda for tensor in state.values()))
         try:
             self._staging = Staging(files)
         except (MemoryError, OSError, RuntimeError) as error:
@@ -142,8 +142,7 @@ class Checkpointer:
             return self._published(draft)
         copies: dict[str, list[Part]] = {}
         self._together(lambda: self._stage(draft, live, copies), draft)
-        if self._pace is not None:
-            self._pace.begin()
+        self._writer.begin()
         write = lambda: self._beside_training(lambda: self._write_staged(draft, live, copies), draft)  # noqa: E731
         self._background.start(run_state.step, write, lambda told: self._conclude(draft, told))
         self._writing = draft
@@ -167,8 +166,7 @@ class Checkpointer:
             return None
         if (folder := self.look()) or self._writing is None:
             return folder
-        if self._pace is not None:
-            self._pace.hurry()
+        self._writer.hurry()
         step, began = self._writing.run_state.step, time.perf_counter()
         folder = self._told(self._background.wait())
         if due is not None and self._agreement.rank == 0 and not self._said_that_it_waited:
@@ -205,7 +203,7 @@ class Checkpointer:
         assert self._staging is not None
         self._staging.arrived()
         live.clear()  # what was kept so long; some of them were made for this save
-        return write_shards(draft.partial, copies, self._pace)
+        return write_shards(draft.partial, copies, self._writer)
 
     def _conclude(self, draft: Draft, told: list[Answer]) -> str:
         """Rank 0's last part of a background save; returns what failed, or nothing."""

@@ -6,33 +6,25 @@ tensor with its offsets in the whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, DCP_VERSION_KEY, DTYPE_MAP, HF_DCP_VERSION
 
 from trainer.checkpoint.manifest import Entry
-from trainer.checkpoint.pace import Pace, stand_back
+from trainer.checkpoint.writing import AtOnce, Writer
 from trainer.state.storage import Part
 
-_MOST_UNHASHED = 256 << 20
-"""Bytes by which writing may be ahead of hashing, which is slower than a good disk's cache: copies of what lies on a GPU wait in the host's memory."""
-_PIECE = 4 << 20
-"""Bytes between two rests: some milliseconds of work."""
+_AT_ONCE = AtOnce()
 _NAMES = {dtype: name for name, dtype in DTYPE_MAP.items()}
 
 
-def write_shards(folder: Path, files: Mapping[str, Sequence[Part]], pace: Pace | None = None) -> dict[str, Entry]:
-    """Writes this rank's ``files`` (trainer.state.storage.Shares), durable when this returns; as fast as it goes, or at a ``pace``.
+def write_shards(folder: Path, files: Mapping[str, Sequence[Part]], writer: Writer = _AT_ONCE) -> dict[str, Entry]:
+    """Writes this rank's ``files`` (trainer.state.storage.Shares), durable when this returns.
 
     Returns:
         What the manifest has to know of each.
@@ -40,7 +32,7 @@ def write_shards(folder: Path, files: Mapping[str, Sequence[Part]], pace: Pace |
     Raises:
         OSError: the disk is full ...
     """
-    return {name: _write(folder / name, in_order(parts), pace) for name, parts in files.items()}
+    return {name: _write(folder / name, in_order(parts), writer) for name, parts in files.items()}
 
 
 def in_order(parts: Sequence[Part]) -> list[Part]:
@@ -48,48 +40,10 @@ def in_order(parts: Sequence[Part]) -> list[Part]:
     return sorted(parts, key=lambda part: (-part.tensor.element_size(), part.name))
 
 
-def _write(path: Path, ordered: Sequence[Part], pace: Pace | None) -> Entry:
-    contents = chain([memoryview(_header(ordered))], _contents(ordered))
+def _write(path: Path, ordered: Sequence[Part], writer: Writer) -> Entry:
     with path.open("xb") as stream:
-        sha256 = _write_at_once(stream, contents) if pace is None else _write_in_pieces(stream, contents, pace)
+        sha256 = writer.write(stream, chain([memoryview(_header(ordered))], _contents(ordered)))
         return Entry(size=stream.tell(), sha256=sha256)
-
-
-def _write_at_once(stream: BinaryIO, contents: Iterable[memoryview]) -> str:
-    """With a thread that hashes while this one writes, neither with Python's lock; without a core for both, it does while the disk is waited for."""
-    digest = hashlib.sha256()
-    with ThreadPoolExecutor(1, initializer=stand_back) as beside:
-        unhashed: deque[Future[int]] = deque()
-        ahead = 0
-        for content in contents:
-            unhashed.append(beside.submit(_hash, digest, content))
-            ahead += content.nbytes
-            stream.write(content)
-            while ahead > _MOST_UNHASHED:
-                ahead -= unhashed.popleft().result()
-        _make_durable(stream)
-        for hashed in unhashed:
-            hashed.result()
-    return digest.hexdigest()
-
-
-def _write_in_pieces(stream: BinaryIO, contents: Iterable[memoryview], pace: Pace) -> str:
-    """With a rest after each piece."""
-    digest = hashlib.sha256()
-    for content in contents:
-        for begin in range(0, content.nbytes, _PIECE):
-            began = time.thread_time()
-            piece = content[begin : begin + _PIECE]
-            stream.write(piece)
-            digest.update(piece)
-            pace.rest(time.thread_time() - began)
-    _make_durable(stream)
-    return digest.hexdigest()
-
-
-def _hash(digest: Any, content: memoryview) -> int:
-    digest.update(content)
-    return content.nbytes
 
 
 def _header(parts: Sequence[Part]) -> bytes:
@@ -120,8 +74,3 @@ def _contents(parts: Sequence[Part]) -> Iterator[memoryview]:
         yield run.numpy().data
         run = flat
     yield run.numpy().data
-
-
-def _make_durable(stream: BinaryIO) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from trainer.checkpoint import shards
+from trainer.checkpoint import writing
 from trainer.checkpoint.shards import _contents, write_shards
 from trainer.checkpoint.staging import Staging
 from trainer.state.storage import Part, plan_shares, read_tensors
@@ -42,7 +42,7 @@ def test_what_is_written_is_read_by_safetensors_and_by_torch(tmp_path, state):
 
 
 def test_a_hash_that_is_far_behind_is_waited_for(tmp_path, state, monkeypatch):
-    monkeypatch.setattr(shards, "_MOST_UNHASHED", 0)
+    monkeypatch.setattr(writing, "_MOST_UNHASHED", 0)
     entry = write_shards(tmp_path, plan_shares(state).of(state))[NAME]
     assert entry["sha256"] == hashlib.sha256((tmp_path / NAME).read_bytes()).hexdigest()
 

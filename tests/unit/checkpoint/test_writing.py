@@ -5,9 +5,9 @@ import threading
 import pytest
 import torch
 
-from trainer.checkpoint import pace, shards
-from trainer.checkpoint.pace import Pace, pace_beside
+from trainer.checkpoint import writing
 from trainer.checkpoint.shards import write_shards
+from trainer.checkpoint.writing import InPieces, writer_beside
 from trainer.state.storage import Part
 
 
@@ -18,26 +18,26 @@ def files():
 
 
 def test_pieces_make_the_same_file(tmp_path, files, monkeypatch):
-    monkeypatch.setattr(shards, "_PIECE", 1000)
+    monkeypatch.setattr(writing, "_PIECE", 1000)
     for folder in ("at once", "in pieces"):
         (tmp_path / folder).mkdir()
-    entries = [write_shards(tmp_path / "at once", files), write_shards(tmp_path / "in pieces", files, Pace(0.5))]
+    entries = [write_shards(tmp_path / "at once", files), write_shards(tmp_path / "in pieces", files, InPieces(0.5))]
     assert entries[0] == entries[1]
     assert len({(tmp_path / folder / "shard.safetensors").read_bytes() for folder in ("at once", "in pieces")}) == 1
 
 
 def test_every_piece_is_followed_by_a_rest_of_its_length(tmp_path, files, monkeypatch):
     clock, rests = iter(range(1000)), []
-    monkeypatch.setattr(shards, "_PIECE", 1000)
-    monkeypatch.setattr(shards.time, "thread_time", lambda: float(next(clock)))  # each piece takes a second
-    keeping = Pace(0.2)
+    monkeypatch.setattr(writing, "_PIECE", 1000)
+    monkeypatch.setattr(writing.time, "thread_time", lambda: float(next(clock)))  # each piece takes a second
+    keeping = InPieces(0.2)
     monkeypatch.setattr(keeping._hurried, "wait", rests.append)
     write_shards(tmp_path, files, keeping)
     assert len(rests) >= 9 and rests == [pytest.approx(4.0)] * len(rests)
 
 
 def test_who_is_waited_for_hurries_and_the_next_does_not():
-    keeping = Pace(1e-6)
+    keeping = InPieces(1e-6)
     resting = threading.Thread(target=keeping.rest, args=(1.0,))  # eleven days
     resting.start()
     keeping.hurry()
@@ -53,6 +53,6 @@ def test_who_is_waited_for_hurries_and_the_next_does_not():
     [(2, 1, False, 1, False), (2, 2, False, 1, True), (2, 1, False, 2, True), (16, 8, True, 16, False), (8, 8, True, 1, True)],
 )
 def test_it_rests_where_training_leaves_no_core(monkeypatch, cores, ranks, on_gpu, threads, rests):
-    monkeypatch.setattr(pace, "_cores", lambda: cores)
+    monkeypatch.setattr(writing, "_cores", lambda: cores)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert (pace_beside(ranks, on_gpu) is not None) == rests
+    assert isinstance(writer_beside(ranks, on_gpu), InPieces) == rests
