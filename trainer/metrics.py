@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
 
 class MetricsFile:
     """Appends records. Floats are written so that reading them gives the same bits.
@@ -28,10 +30,12 @@ class MetricsFile:
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds one line; it is in the file after ``sync`` at the latest."""
-        nonfinite: dict[str, str] = {}
-        finite = _finite(record, "", nonfinite)
-        line = {**finite, "nonfinite": nonfinite} if nonfinite else finite
-        self._waiting += (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        try:
+            line = _encode(record)
+        except ValueError:  # what JSON has no number for; looked for only then, since most records have none
+            nonfinite: dict[str, str] = {}
+            line = _encode({**_finite(record, "", nonfinite), "nonfinite": nonfinite})
+        self._waiting += f"{line}\n".encode()
 
     def flush(self) -> None:
         """Hands everything appended to the operating system, so that others can read it.
