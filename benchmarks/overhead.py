@@ -19,6 +19,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from contenders import CONTENDERS, UPDATE
 from machine import machine
 from update import LOG_EVERY
 
-from trainer.assembly import build_order, collator, open_job
+from trainer.assembly import build_order, open_job
 from trainer.config import load
 from trainer.data.loader import StepLoader
 from trainer.distributed.launch import Launch
@@ -76,7 +77,8 @@ def make_job(folder: Path, steps: int) -> None:
     skeleton.model.config.save_pretrained(folder / "model")
     weights = FromSeed(skeleton, config.train.seed)
     save_file({name: weights.fill(name).contiguous() for name, _ in named_owners(skeleton.model)}, folder / "weights.safetensors")
-    loader = StepLoader(rows, build_order(config, rows), collator(job), global_batch=BATCH, micro_batch=BATCH)
+    collate = partial(config.objective.collate, context=job.context)  # all have positions: micro-batches are to be stacked
+    loader = StepLoader(rows, build_order(config, rows), collate, global_batch=BATCH, micro_batch=BATCH)
     batches = [micro_batches[0] for _, _, micro_batches in loader.steps(1, steps)]
     stacked = {name: torch.stack([batch.inputs[name] for batch in batches]) for name in batches[0].inputs}
     save_file(stacked | {"labels": torch.stack([batch.labels for batch in batches])}, folder / "batches.safetensors")

@@ -29,7 +29,7 @@ from trainer.distributed.mesh import build_mesh
 from trainer.distributed.process_group import choose_device
 from trainer.errors import Refused
 from trainer.evaluation import Evaluator, Writer
-from trainer.model.attention import attend_with
+from trainer.model.attention import attend_with, without_plain
 from trainer.model.documents import wants_documents, with_documents
 from trainer.model.gate import model_problems
 from trainer.model.kernels import choose
@@ -107,7 +107,7 @@ def _open_corpus(config: Config, needs: Needs, pretrained: str | None) -> Corpus
 def collator(job: Job) -> Callable[..., Batch]:
     """The objective's ``collate`` with all that it may know, and with what the attention of the model wants to be told."""
     collate = partial(job.config.objective.collate, context=job.context)
-    return with_documents(collate) if wants_documents(job.skeleton.model.config) else collate
+    return without_plain(with_documents(collate) if wants_documents(job.skeleton.model.config) else collate)
 
 
 def _choose_attention(config: Config, skeleton: Skeleton, device: torch.device, packed: bool) -> list[str]:

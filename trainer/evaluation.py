@@ -41,7 +41,8 @@ class Writer:
         """Yields, for each micro-batch, ids (B, max_new_tokens + 1) that the model writes, filled up behind the end; on the CPU."""
         with engine.inference() as (model, arguments):
             for batch in batches:
-                source, lengths = batch.inputs["input_ids"], batch.inputs["lengths"]
+                source = batch.inputs["input_ids"]
+                lengths = batch.inputs.get("lengths", torch.full((len(source),), source.shape[1]))  # left out where all rows are full
                 mask = torch.arange(source.shape[1]) < lengths[:, None]
                 written = model.generate(
                     source.to(engine.device),

@@ -137,6 +137,9 @@ class Rows:
 
         return np.arange(self.tokens.shape[1]) < self.filled[:, None]
 
+    def __getitem__(self, which: slice) -> Rows:
+        return Rows(self.tokens[which], self.positions[which], self.starts[which], self.filled[which])
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -153,6 +156,10 @@ class Samples:
     epochs: np.ndarray
     rows: dict[str, Rows]
     labels: np.ndarray | None = None
+
+    def __getitem__(self, which: slice) -> Samples:
+        rows = {name: rows[which] for name, rows in self.rows.items()}
+        return Samples(self.ids[which], self.epochs[which], rows, None if self.labels is None else self.labels[which])
 
 
 @dataclass(frozen=True)
@@ -178,7 +185,8 @@ class Batch:
 
     Attributes:
         inputs: keyword arguments of the model's forward, each (B, ...). Instead of a mask, ``lengths`` (B,) may say how many slots of
-            ``input_ids`` are real; ``position_ids`` say where packed documents begin.
+            ``input_ids`` are real; ``position_ids`` say where packed documents begin. Either is left out where it says nothing
+            (trainer.model.attention.drop_plain).
         labels: aligned with the outputs; -100 where there is no target.
         counts: how many samples, targets ... of each count key this micro-batch holds.
         places: int64 (N,), the only flat slots (of B * L) at which the head is to be asked, so that ``labels`` are (N,); None: at all.

@@ -21,7 +21,7 @@ from tests.unit.objective.corpora import packed, padded, take
 from tests.unit.objective.pairs import MODELS, Pair
 from trainer.engine.loop import send
 from trainer.model import documents
-from trainer.model.attention import attend_with
+from trainer.model.attention import attend_with, drop_plain
 from trainer.model.head import Scorer, swap_head
 from trainer.model.lookup import family_of
 from trainer.objective.classification import Classification
@@ -53,7 +53,7 @@ def evaluated(model, task, batch, kernel):
     attend_with(kernel, model.config)
     if documents.wants_documents(model.config):
         batch = replace(batch, inputs=batch.inputs | {"documents": documents.boundaries(batch.inputs)})
-    batch, family = send(batch, CPU), family_of(model.config.model_type)
+    batch, family = send(replace(batch, inputs=drop_plain(batch.inputs)), CPU), family_of(model.config.model_type)
     found = Scorer(model, swap_head(model, family.head(task)), family, family.head(task).bias)(batch.inputs, batch.labels, batch.places)
     if found.requires_grad:
         (found * torch.linspace(1, 2, found.numel()).view_as(found)).sum().backward()

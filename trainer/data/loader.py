@@ -7,8 +7,8 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import islice
+from functools import cached_property, partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,8 +29,8 @@ Collate = Callable[[Samples], Batch]
 _SAMPLES_AT_ONCE = 512
 """For so many, finding the order costs as much as for one; more would be felt as a pause."""
 
-_SAMPLES_IN_A_ROW = 32
-"""Small steps are made so many samples ahead: made between two steps of the model, each would find the processor's caches cold, and take seven times as long."""
+_SAMPLES_TAKEN_AT_ONCE = 32
+"""Small steps are made so many samples ahead: what it costs to cut samples is hardly more for a few of them than for one, and between two steps of the model it would find the processor's caches cold."""
 
 Step = tuple[int, np.ndarray, list[Batch]]
 _OPTIONAL = ("places", "ids")
@@ -105,17 +105,38 @@ class StepLoader:
 
     def _make(self, first: int, num_steps: int) -> Iterator[Step]:
         draws = step_draws(self.order, first, num_steps, self.global_batch)
-        for step, ids, epochs in zip(range(first, first + num_steps), draws.ids, draws.epochs, strict=True):
-            widths = self.samples.widths(ids)
-            shares = _deal(Draws(ids, epochs), self.data_rank, self.data_size, self.micro_batch)
-            yield step, ids, [self.collate(self.samples.take(share.ids, share.epochs, widths)) for share in shares]
+        at_once = max(1, _SAMPLES_TAKEN_AT_ONCE // self.global_batch)
+        for begin in range(0, num_steps, at_once):
+            some = Draws(draws.ids[begin : begin + at_once], draws.epochs[begin : begin + at_once])
+            ready = [step for alike, widths in self._alike(some) for step in self._taken(alike, widths)]
+            yield from ((first + begin + number, ids, batches) for number, (ids, batches) in enumerate(ready))
+
+    def _alike(self, draws: Draws) -> Iterator[tuple[Draws, dict[str, int]]]:
+        """Yields the steps in a row whose samples are to have the same widths, and these."""
+        end = 0
+        for widths, alike in groupby(map(self.samples.widths, draws.ids)):
+            begin, end = end, end + len(list(alike))
+            yield Draws(draws.ids[begin:end], draws.epochs[begin:end]), widths
+
+    def _taken(self, draws: Draws, widths: dict[str, int]) -> Iterator[tuple[np.ndarray, list[Batch]]]:
+        """Yields the sample ids and this rank's micro-batches of each of some steps (n, B)."""
+        places = self._places
+        flat, size = places.reshape(-1), places.shape[1]
+        ids, epochs = (np.where(flat < 0, fill, values[:, flat]).reshape(-1) for values, fill in ((draws.ids, -1), (draws.epochs, 0)))
+        samples = self.samples.take(ids, epochs, widths)
+        for number, of_step in enumerate(draws.ids):
+            begins = range(number * flat.size, (number + 1) * flat.size, size)
+            yield of_step, [self.collate(samples[begin : begin + size]) for begin in begins]
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """int64 (M, S): the places of this rank's samples in a global batch, by micro-batch; -1 fills up."""
+        return np.stack(deal(np.arange(self.global_batch), self.data_rank, self.data_size, self.micro_batch))
 
     def _here(self, first: int, last: int) -> Iterator[Step]:
         at_once = max(1, _SAMPLES_AT_ONCE // self.global_batch)
         for start in range(first, last + 1, at_once):
-            steps = self._make(start, min(at_once, last + 1 - start))
-            while ready := list(islice(steps, max(1, _SAMPLES_IN_A_ROW // self.global_batch))):
-                yield from ready
+            yield from self._make(start, min(at_once, last + 1 - start))
 
     def _by_workers(self, first: int, last: int) -> Iterator[Step]:
         loader = DataLoader(
@@ -170,12 +191,6 @@ def held_out_batches(
         block[: real.size] = real
         share = block[data_rank * size : (data_rank + 1) * size]
         yield collate(samples.take(share, None, samples.widths(real)))
-
-
-def _deal(draws: Draws, data_rank: int, data_size: int, micro_batch: int) -> list[Draws]:
-    """As ``deal``, with the epoch of each sample; a filler's is 0."""
-    ids, epochs = (deal(array, data_rank, data_size, micro_batch) for array in (draws.ids, draws.epochs))
-    return [Draws(*share) for share in zip(ids, np.maximum(epochs, 0), strict=True)]
 
 
 class _Packed(Dataset):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from trainer.model.attention import drop_plain
 from trainer.model.documents import as_mask, longest_document
 from trainer.parallel.dropout import Draws
 from trainer.parallel.parallelize import Parallelized
@@ -66,7 +63,7 @@ class Loop:
     def terms(self, batch: Batch, scorer: torch.nn.Module) -> LossTerms:
         """The objective's terms of one micro-batch, as training needs them."""
         sent = send(batch, self._device)
-        return self._objective.loss(self._parts.scorer.scores(scorer(sent.inputs, sent.labels, sent.places)), sent)
+        return self._objective.loss(self._parts.scorer.scores(scorer(sent.inputs, sent.labels, sent.places), sent.labels), sent)
 
     def bubble(self) -> None:
         """None: there is no pipeline."""
@@ -79,12 +76,12 @@ class Loop:
 
 
 def send(batch: Batch, device: torch.device) -> Batch:
-    """The micro-batch on ``device``, without what says nothing."""
-    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in drop_plain(batch.inputs).items()}
+    """The micro-batch on ``device``."""
+    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
     if "documents" in inputs:
         inputs["documents"] = as_mask(inputs["documents"], longest_document(batch.inputs["documents"]))
     places = None if batch.places is None else batch.places.to(device, non_blocking=True)
-    return replace(batch, inputs=inputs, labels=batch.labels.to(device, non_blocking=True), places=places)
+    return Batch(inputs, batch.labels.to(device, non_blocking=True), batch.counts, places, batch.ids)
 
 
 def add(totals: LossTerms, terms: LossTerms) -> None:

@@ -102,7 +102,7 @@ class Schedule:
         totals: LossTerms = {}
 
         def loss(outputs: Tensor, batch: Batch) -> Tensor:
-            terms = self._objective.loss(self._stages[-1].scorer.scores(outputs), batch)
+            terms = self._objective.loss(self._stages[-1].scorer.scores(outputs, batch.labels), batch)
             add(totals, terms)
             learned = [term.sum * (term.weight * shares[term.count_key]) for term in terms.values() if term.sum.requires_grad]
             return sum(learned[1:], start=learned[0])

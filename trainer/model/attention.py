@@ -8,8 +8,9 @@ instead of masks are in documents.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import reduce
 from operator import and_
 from typing import Any
@@ -22,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trainer.model.documents import FLEX, IMPLEMENTATIONS, block_mask, document_numbers
 from trainer.model.families import Family
 from trainer.model.kernels import has_windows
+from trainer.types import Batch
 
 CAUSAL = "isotrain_causal"
 """SDPA under a name for which transformers makes no mask: a row is one causal sequence."""
@@ -47,6 +49,16 @@ def drop_plain(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     if (lengths := inputs.get("lengths")) is not None and (lengths.numpy() == inputs["input_ids"].shape[1]).all():
         plain.add("lengths")
     return {name: tensor for name, tensor in inputs.items() if name not in plain}
+
+
+def without_plain(collate: Callable[..., Batch]) -> Callable[..., Batch]:
+    """``collate`` whose micro-batches leave out what says nothing: whoever makes them looks, ahead of the step where loading is ahead."""
+
+    def collate_told(samples: Any) -> Batch:
+        batch = collate(samples)
+        return replace(batch, inputs=drop_plain(batch.inputs))
+
+    return collate_told
 
 
 def packed_mask(positions: Tensor, causal: bool = True) -> Tensor:

@@ -50,7 +50,7 @@ class DenseHead(nn.Linear):
     chunk: int | None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V); or, inside ``asking``, negative log-likelihoods (...) in fp32, 0 where the label is -100."""
+        """Logits (..., V); or, inside ``asking``, negative log-likelihoods (N,) of all slots in fp32, 0 where the label is -100."""
         asked = self.asked
         if asked is None:
             return super().forward(hidden)
@@ -69,10 +69,10 @@ class DenseHead(nn.Linear):
 
 
 def answer(asked: Asked, nll: Tensor, hits: list[Tensor]) -> Tensor:
-    """Likelihoods (N,) in the shape of the labels; parts of the ``hits`` are joined, and kept if there are any."""
+    """Likelihoods (N,) as they are; parts of the ``hits`` are joined, and kept if there are any."""
     if hits:
         asked.hits = torch.cat(hits).view(asked.labels.shape)
-    return nll.view(asked.labels.shape).clone()  # a copy, not a view: FSDP hooks its backward onto the model's output
+    return nll  # not in the labels' shape, which would be a view: FSDP hooks its backward onto the model's output
 
 
 def swap_head(model: nn.Module, head: Head, chunk: int | None = None) -> DenseHead | None:
@@ -137,7 +137,7 @@ class Scorer(nn.Module):
         self._compute_dtype = compute_dtype
 
     def forward(self, inputs: dict[str, Tensor], labels: Tensor, places: Tensor | None = None) -> Tensor:
-        """Negative log-likelihoods like ``labels`` in fp32; logits (B, ...) where there is no head to ask.
+        """Negative log-likelihoods (N,) of all ``labels`` in fp32; logits (B, ...) where there is no head to ask.
 
         Args:
             inputs: of the model; with ``position_ids`` only where rows hold more than one document, ``lengths`` only where rows are padded.
@@ -149,11 +149,11 @@ class Scorer(nn.Module):
     def score(self, inputs: dict[str, Tensor], labels: Tensor, places: Tensor | None = None) -> Scores:
         """The same with everything that evaluation wants to know beside; the model is in evaluation mode."""
         asked = Asked(labels, places)
-        return self.scores(self.call(inputs, asked).logits, asked.hits)
+        return self.scores(self.call(inputs, asked).logits, labels, asked.hits)
 
-    def scores(self, outputs: Tensor, hits: Tensor | None = None) -> Scores:
-        """What an objective sees of the outputs of ``forward``."""
-        return Scores(logits=outputs) if self._head[0] is None else Scores(nll=outputs, hits=hits)
+    def scores(self, outputs: Tensor, labels: Tensor, hits: Tensor | None = None) -> Scores:
+        """What an objective sees of the outputs of ``forward``, given the same ``labels``."""
+        return Scores(logits=outputs) if self._head[0] is None else Scores(nll=outputs.view(labels.shape), hits=hits)
 
     def call(self, inputs: dict[str, Tensor], asked: Asked | None = None) -> Any:
         """What the model itself gives back; with a head, likelihoods of what is asked are in the place of its logits."""

@@ -47,7 +47,7 @@ class ShardedHead(DenseHead):
     """A linear head whose vocabulary is spread over the tensor axis: no rank ever has all logits, unless they are asked for."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V), gathered; or, inside ``asking``, negative log-likelihoods (...) in fp32, 0 where the label is -100."""
+        """Logits (..., V), gathered; or, inside ``asking``, negative log-likelihoods (N,) of all slots in fp32, 0 where the label is -100."""
         mesh: DeviceMesh = self.weight.device_mesh  # type: ignore[attr-defined]
         # Each rank's gradient with respect to what it was given is a part of the whole: to be summed.
         hidden = DTensor.from_local(hidden, mesh, [Replicate()], run_check=False).to_local(grad_placements=[Partial()])

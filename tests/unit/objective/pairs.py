@@ -87,7 +87,10 @@ class Pair:
 
 def mask_of(batch):
     """The padding mask as transformers' tokenizers write it."""
-    return (torch.arange(batch.inputs["input_ids"].shape[1]) < batch.inputs["lengths"][:, None]).long()
+    ids = batch.inputs["input_ids"]
+    if "lengths" not in batch.inputs:
+        return torch.ones_like(ids)
+    return (torch.arange(ids.shape[1]) < batch.inputs["lengths"][:, None]).long()
 
 
 def whole_labels(batch):

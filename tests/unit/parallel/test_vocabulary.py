@@ -59,10 +59,10 @@ def head_and_whole(has_bias, added, chunk):
         nll = head(ours)
         assert asked.hits is None, "nobody asks for them in training"
         head.eval()(hidden)
-    slopes = torch.linspace(0.5, 2, labels.numel()).view(labels.shape)
+    slopes = torch.linspace(0.5, 2, labels.numel())
     (nll * slopes).sum().backward()
     expected = F.linear(theirs, *whole) + (later if added else 0)
-    wanted = F.cross_entropy(expected.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none").view(labels.shape)
+    wanted = F.cross_entropy(expected.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
     (wanted * slopes).sum().backward()
     gradients = [(own.grad.full_tensor(), other.grad) for own, other in zip(head.parameters(), whole, strict=True)]
     hits = [(asked.hits, expected.argmax(-1) == labels)]
