@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +43,9 @@ def local_squared_norm(held: Iterable[tuple[nn.Parameter, int]], device: torch.d
     shares = []
     for (copies, _, dtype), gradients in groups.items():
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, dtype=dtype)), dtype=torch.float64)
-        shares.append(norm.to(device).square() / copies)
-    return torch.stack(shares).sum() if shares else torch.zeros((), dtype=torch.float64, device=device)
+        share = norm.to(device).square()
+        shares.append(share / copies if copies > 1 else share)
+    return reduce(add, shares) if shares else torch.zeros((), dtype=torch.float64, device=device)
 
 
 @torch.no_grad()

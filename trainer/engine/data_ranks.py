@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -49,8 +51,8 @@ class DataRanks:
         dist.all_gather(gathered, values, group=self._group)
         return torch.cat(gathered)
 
-    def totals(self, local: LossTerms, more: Tensor) -> tuple[LossTerms, Tensor]:
-        """Adds up a step's terms and each rank's own loss over the data ranks, and ``more`` (n,) over all, in one packed all-reduce.
+    def totals(self, local: LossTerms, *more: Tensor) -> tuple[LossTerms, Sequence[Tensor]]:
+        """Adds up a step's terms and each rank's own loss over the data ranks, and the scalars ``more`` over all, in one packed all-reduce.
 
         Returns:
             The terms and ``more``, summed; ``losses`` is set.
@@ -64,8 +66,8 @@ class DataRanks:
         if not self._speaks:
             sums = torch.zeros_like(sums)
         # This rank's own loss between zeros for the other ranks: added up, each has its place. These make all of it float64.
-        packed = torch.cat([sums, more, self._lower, sums.sum(0, keepdim=True), self._higher])
+        packed = torch.cat([sums, *(one[None] for one in more), self._lower, sums.sum(0, keepdim=True), self._higher])
         dist.all_reduce(packed)
-        totals, summed, self.losses = packed.split([len(local), more.numel(), self.size])
+        totals, summed, self.losses = packed.split([len(local), len(more), self.size])
         terms = {name: Term(total, term.count_key, term.weight) for total, (name, term) in zip(totals.unbind(), local.items(), strict=True)}
-        return terms, summed
+        return terms, summed.unbind()

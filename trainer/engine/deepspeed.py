@@ -114,7 +114,7 @@ class DeepSpeedEngine(BaseEngine):
     def forward_backward(self, step: int, micro_batches: list[Batch], counts: dict[str, Tensor]) -> LossTerms:
         """Accumulates the step's gradient; one packed all-reduce brings loss terms and each rank's loss together."""
         local = self._run(step, micro_batches, counts)
-        return self._ranks.totals(local, torch.zeros(0, device=self.device))[0]
+        return self._ranks.totals(local)[0]
 
     def optimizer_step(self, plan: StepPlan) -> StepStats:
         """Clips and applies the gradient; DeepSpeed itself skips a step whose norm is not finite, which it reads from the device."""

@@ -36,14 +36,15 @@ class Loop:
         """
         if self._must_rehearse:
             self._rehearse(micro_batches[0])
-        # Ranks' gradients are averaged, but a sum over ranks is wanted: hence times the number of data ranks.
-        shares = {key: self._data_size / count for key, count in counts.items()}
+        shares = {key: count.reciprocal() for key, count in counts.items()}
         totals: LossTerms = {}
         for number, batch in enumerate(micro_batches):
             with self._dropout.at(step, number), self._parts.accumulating(number == len(micro_batches) - 1):
                 terms = self.terms(batch, self._parts.trained)
                 learned = [term for term in terms.values() if term.sum.requires_grad]
-                self._parts.backward([term.sum for term in learned], [term.weight * shares[term.count_key] for term in learned])
+                # Ranks' gradients are averaged, but a sum over ranks is wanted: hence times the number of data ranks.
+                slopes = [shares[term.count_key] * (term.weight * self._data_size) for term in learned]
+                self._parts.backward([term.sum for term in learned], slopes)
             add(totals, terms)
         return totals
 

@@ -46,8 +46,7 @@ class NativeEngine(BaseEngine):
         for shared in self._parts.pipeline.shared if self._parts.pipeline else ():
             shared.add_up()
         own = local_squared_norm(zip(self._parameters, self._ranks_of, strict=True), self.device)
-        terms, squared = self._ranks.totals(local, own[None])
-        self._squared_norm = squared[0]
+        terms, (self._squared_norm,) = self._ranks.totals(local, own)
         return terms
 
     def optimizer_step(self, plan: StepPlan) -> StepStats:

@@ -98,13 +98,15 @@ class Schedule:
         Returns:
             The last stage's terms, summed over its micro-batches; elsewhere zeros.
         """
-        shares = {key: self._data_size / count for key, count in counts.items()}
+        shares = {key: count.reciprocal() for key, count in counts.items()}
         totals: LossTerms = {}
 
         def loss(outputs: Tensor, batch: Batch) -> Tensor:
             terms = self._objective.loss(self._stages[-1].scorer.scores(outputs, batch.labels), batch)
             add(totals, terms)
-            learned = [term.sum * (term.weight * shares[term.count_key]) for term in terms.values() if term.sum.requires_grad]
+            learned = [
+                term.sum * (shares[term.count_key] * (term.weight * self._data_size)) for term in terms.values() if term.sum.requires_grad
+            ]
             return sum(learned[1:], start=learned[0])
 
         batches = [send(batch, self._device) for batch in micro_batches]

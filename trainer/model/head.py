@@ -55,7 +55,7 @@ class DenseHead(nn.Linear):
         if asked is None:
             return super().forward(hidden)
         labels = asked.labels.flatten()
-        hits = [labels.new_empty(0, dtype=torch.bool)]  # there may be no slot to look at
+        hits: list[Tensor] = []
         look = None if self.training else lambda logits, labels: hits.append(logits.argmax(-1) == labels)
         if self.chunk is None:
             logits = super().forward(hidden)
@@ -65,14 +65,15 @@ class DenseHead(nn.Linear):
             nll = F.cross_entropy(flat, labels, ignore_index=IGNORE, reduction="none")
         else:
             nll = ChunkedLikelihood.apply(hidden.flatten(0, -2), self.weight, self.bias, asked.bias, labels, self.chunk, 0, None, look)
-        return answer(asked, nll, hits if look else [])
+        if look:
+            keep_hits(asked, hits)
+        return nll  # not in the labels' shape, which would be a view: FSDP hooks its backward onto the model's output
 
 
-def answer(asked: Asked, nll: Tensor, hits: list[Tensor]) -> Tensor:
-    """Likelihoods (N,) as they are; parts of the ``hits`` are joined, and kept if there are any."""
-    if hits:
-        asked.hits = torch.cat(hits).view(asked.labels.shape)
-    return nll  # not in the labels' shape, which would be a view: FSDP hooks its backward onto the model's output
+def keep_hits(asked: Asked, parts: list[Tensor]) -> None:
+    """Joins parts (N,) of the answer's hits; there are none where there is no slot to look at."""
+    none = asked.labels.new_empty(0, dtype=torch.bool)
+    asked.hits = torch.cat([none, *parts]).view(asked.labels.shape)
 
 
 def swap_head(model: nn.Module, head: Head, chunk: int | None = None) -> DenseHead | None:

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from trainer.distributed.sharding import local_index
 from trainer.model.chunked import ChunkedLikelihood, own_columns
-from trainer.model.head import DenseHead, answer
+from trainer.model.head import DenseHead, keep_hits
 from trainer.types import IGNORE
 
 
@@ -61,7 +61,7 @@ class ShardedHead(DenseHead):
             return gathered.full_tensor()
         added = None if asked.bias is None else asked.bias[:, first : first + rows.size(0)]
         labels = asked.labels.flatten()
-        hits = [labels.new_empty(0, dtype=torch.bool)]
+        hits: list[Tensor] = []
         look = None if self.training else lambda logits, labels: hits.append(_hits(logits, labels, first, mesh.get_group()))
         if self.chunk is None:
             logits = F.linear(hidden, rows, bias)
@@ -72,7 +72,9 @@ class ShardedHead(DenseHead):
         else:
             own = hidden.flatten(0, -2)
             nll = ChunkedLikelihood.apply(own, rows, bias, added, labels, self.chunk, first, mesh.get_group(), look)
-        return answer(asked, nll, hits if look else [])
+        if look:
+            keep_hits(asked, hits)
+        return nll
 
 
 class _Likelihood(torch.autograd.Function):
