@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 
 import torch
 import torch.distributed as dist
@@ -28,7 +30,8 @@ class DataRanks:
     def __init__(self, device: torch.device, mesh: DeviceMesh, speaks: bool):
         self._device = device
         stages, copies = mesh["pipeline"].size(), mesh["tensor"].size()
-        self.size = dist.get_world_size() // (stages * copies)
+        self._world_size = dist.get_world_size()
+        self.size = self._world_size // (stages * copies)
         self.rank = dist.get_rank() // copies % self.size  # stages are the outermost axis
         self._group = mesh["replicate", "shard"]._flatten("data").get_group() if stages * copies > 1 else None
         self._speaks = speaks and mesh.get_local_rank("tensor") == 0
@@ -57,11 +60,9 @@ class DataRanks:
         Returns:
             The terms and ``more``, summed; ``losses`` is set.
         """
-        if dist.get_world_size() == 1:
-            terms = {name: Term(term.sum.double(), term.count_key, term.weight) for name, term in local.items()}
-            first, *others = (term.sum for term in terms.values())
-            self.losses = sum(others, first)[None]
-            return terms, more
+        if self._world_size == 1:
+            self.losses = reduce(add, (term.sum for term in local.values()))[None]
+            return local, more
         sums = torch.stack([term.sum for term in local.values()])
         if not self._speaks:
             sums = torch.zeros_like(sums)

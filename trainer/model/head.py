@@ -7,7 +7,7 @@ exist at all: in chunks (trainer.model.chunked) or split over ranks (trainer.par
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,29 +158,31 @@ class Scorer(nn.Module):
 
     def call(self, inputs: dict[str, Tensor], asked: Asked | None = None) -> Any:
         """What the model itself gives back; with a head, likelihoods of what is asked are in the place of its logits."""
-        with ExitStack() as stack:
-            told = stack.enter_context(attending(self.model.config, self._family, inputs, self._compute_dtype or torch.float32))
-            if asked is not None and (head := self._head[0]):
-                asked.bias = stack.enter_context(_taken_over(self.model, self._bias))
-                stack.enter_context(asking(head, asked))
+        dtype = self._compute_dtype or torch.float32
+        with attending(self.model.config, self._family, inputs, dtype) as told, self._asking(asked):
             if self._compute_dtype is None:
                 return self._called[0](**told, use_cache=False)
             cast = {name: parameter.to(self._compute_dtype) for name, parameter in self.model.named_parameters()}
             return torch.func.functional_call(self.model, cast, (), {**told, "use_cache": False})
 
+    def _asking(self, asked: Asked | None) -> AbstractContextManager[None]:
+        """While inside, the head answers what is asked, if there are both."""
+        head = self._head[0]
+        if asked is None or head is None:
+            return nullcontext()
+        return asking(head, asked) if self._bias is None else _asking_before(head, asked, self.model, self._bias)
+
 
 @contextmanager
-def _taken_over(model: nn.Module, path: str | None) -> Iterator[Tensor | None]:
-    """Yields the buffer that a model adds to its head's output; meanwhile the model adds zero to the likelihoods that come instead."""
-    if path is None:
-        yield None
-        return
+def _asking_before(head: DenseHead, asked: Asked, model: nn.Module, path: str) -> Iterator[None]:
+    """The head answers with the buffer ``path``, which the model would add to its output; meanwhile the model adds zero to what comes instead."""
     owner, _, name = path.rpartition(".")
     buffers = model.get_submodule(owner)._buffers
-    bias = buffers[name]
+    asked.bias = bias = buffers[name]
     assert bias is not None
     buffers[name] = bias.new_zeros(1)
     try:
-        yield bias
+        with asking(head, asked):
+            yield
     finally:
         buffers[name] = bias
