@@ -52,16 +52,16 @@ class Ours:
         self._there = False
 
     def save(self, step: int) -> None:
-        from trainer.checkpoint import shards
+        from trainer.checkpoint import writing
         from trainer.types import RunState
 
-        original = shards.hashlib
+        original = writing.hashlib
         if not self._hashed:
-            shards.hashlib = Unhashed
+            writing.hashlib = Unhashed
         try:
             self._there = self._checkpointer.save(self._state(), RunState(step, {}, 0, 0)) is not None
         finally:
-            shards.hashlib = original
+            writing.hashlib = original
 
     def done(self) -> bool:
         return self._there or self._checkpointer.look() is not None
