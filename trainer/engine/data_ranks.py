@@ -61,8 +61,9 @@ class DataRanks:
             The terms and ``more``, summed; ``losses`` is set.
         """
         if self._world_size == 1:
-            self.losses = reduce(add, (term.sum for term in local.values()))[None]
-            return local, more
+            terms = {name: Term(term.sum.double(), term.count_key, term.weight) for name, term in local.items()}
+            self.losses = reduce(add, (term.sum for term in terms.values()))[None]
+            return terms, more
         sums = torch.stack([term.sum for term in local.values()])
         if not self._speaks:
             sums = torch.zeros_like(sums)
