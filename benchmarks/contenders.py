@@ -48,7 +48,8 @@ class Stopwatch:
         if step > self._warmup:
             self.intervals.append((time.process_time() - self._began) / LOG_EVERY)
         os.write(self._turns, b".")
-        os.read(0, 1)
+        if not os.read(0, 1):  # there is no next turn
+            os._exit(0)
         self._began = time.process_time()
 
 

@@ -10,7 +10,6 @@ Takes 20 minutes on 2 cores. Prints the numbers and writes benchmarks/results/in
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -41,7 +40,7 @@ def count(name: str, job: Path, steps: int) -> int:
         done = subprocess.run(
             [*command, str(job / f"{name} {steps}.json"), str(turns.fileno())],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
-            input=b"g" * steps,  # it is always its turn
+            input=b"g" * (steps // LOG_EVERY - 1),  # it ends with its last step: what comes then is no step's
             pass_fds=[turns.fileno()],
             capture_output=True,
         )
@@ -49,11 +48,6 @@ def count(name: str, job: Path, steps: int) -> int:
     if done.returncode or not found:
         raise SystemExit(f"{name} failed:\n{done.stderr.decode()[-4000:]}")
     return int(found[1].replace(b",", b""))
-
-
-def end_alike(overrides: Path) -> None:
-    """Lets our run's closing sample be one token: a longer one ends where its model ends it, sooner or later by a few steps' instructions."""
-    overrides.write_text(json.dumps([*json.loads(overrides.read_text()), "sample.max_new_tokens=1"]))
 
 
 def row(short: int, long: int, steps: int) -> dict[str, Any]:
@@ -73,7 +67,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         job = Path(folder)
         make_job(job, options.long)
-        end_alike(job / "overrides.json")
         runs = list(product(CONTENDERS, (options.short, options.long)))
         counts = dict(zip(runs, pool.map(lambda run: count(run[0], job, run[1]), runs), strict=True))
     steps = options.long - options.short
