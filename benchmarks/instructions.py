@@ -2,8 +2,8 @@
 
     python benchmarks/instructions.py [--short 20] [--long 60]
 
-The steps of benchmarks/overhead.py, counted by valgrind's cachegrind instead of timed: a count is the same on a busy machine and on a slow one,
-to about a hundredth of what is compared here. It says nothing of how long an instruction takes, which is what overhead.py is for. Each contender
+The steps of benchmarks/overhead.py, counted by valgrind's cachegrind instead of timed: a count hardly moves with
+what else a machine does. It says nothing of how long an instruction takes, which is what overhead.py is for. Each contender
 runs twice, and the difference of a long run and a short one is that of the steps between; as many runs at a time as there are cores.
 
 Takes 20 minutes on 2 cores. Prints the numbers and writes benchmarks/results/instructions.json. Needs valgrind (apt-get install valgrind).
