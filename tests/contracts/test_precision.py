@@ -90,7 +90,7 @@ def accumulated(arguments):
 
     def gradient(some):
         engine.forward_backward(1, some, counts)
-        flat = torch.cat([whole(parameter.grad).double().flatten() for parameter in engine._parameters])
+        flat = torch.cat([whole(parameter.grad).double().flatten() for _, parameter in engine._named])
         optimizer.zero_grad(set_to_none=True)
         return flat
 

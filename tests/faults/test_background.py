@@ -92,7 +92,7 @@ def spoil_gradients(rank: int) -> None:
         engines.append(self)
 
     NativeEngine.__init__ = remember
-    at_step(rank, rank, 6, lambda: engines[0]._parameters[0].data.fill_(float("inf")))
+    at_step(rank, rank, 6, lambda: engines[0]._named[0][1].data.fill_(float("inf")))
 
 
 def test_training_that_fails_waits_for_what_was_sound(saving, tmp_path):

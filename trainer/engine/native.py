@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.distributed.grad_norm import local_squared_norm, scale_gradients
+from trainer.distributed.grad_norm import Gradients
 from trainer.distributed.sharding import local_part
 from trainer.engine.base import BaseEngine
 from trainer.engine.observe import kept_dtypes
@@ -31,10 +31,11 @@ class NativeEngine(BaseEngine):
         self._world_size = dist.get_world_size()
         super().__init__(job, parts, in_step=self._world_size > 1)
         self._named = parts.named
-        self._parameters = [parameter for _, parameter in self._named]
         stages = job.mesh["pipeline"].size()
-        held = parts.pipeline.holders if parts.pipeline else [1] * len(self._parameters)
-        self._ranks_of = [self._world_size // stages * holders for holders in held]
+        holders = parts.pipeline.holders if parts.pipeline else [1] * len(self._named)
+        ranks_of = [self._world_size // stages * of_one for of_one in holders]
+        self._gradients = Gradients([(parameter, ranks) for (_, parameter), ranks in zip(self._named, ranks_of, strict=True)], self.device)
+        self._parameters_on = self._named[0][1].device
         self._in_buckets = parts.trained is not parts.scorer  # DDP's: a new gradient would lie beside them until a step's last backward
         self._squared_norm: Tensor | None = None
         self._tensor_group = job.mesh.get_group("tensor")
@@ -45,7 +46,7 @@ class NativeEngine(BaseEngine):
         self._add_up_parts()
         for shared in self._parts.pipeline.shared if self._parts.pipeline else ():
             shared.add_up()
-        own = local_squared_norm(zip(self._parameters, self._ranks_of, strict=True), self.device)
+        own = self._gradients.local_squared_norm()
         terms, (self._squared_norm,) = self._ranks.totals(local, own)
         return terms
 
@@ -56,7 +57,7 @@ class NativeEngine(BaseEngine):
         norm = self._squared_norm.sqrt()
         finite = norm < math.inf  # false for NaN too
         if plan.max_norm is not None:
-            scale_gradients(self._parameters, norm, plan.max_norm)
+            self._gradients.clip(norm, plan.max_norm)
         self._set_rates(plan.lr_scale)
         optimizer.found_inf = self._spoiled(finite)  # type: ignore[attr-defined]
         optimizer.step()
@@ -78,7 +79,7 @@ class NativeEngine(BaseEngine):
     def close(self) -> None:
         """Drops the model and the optimizer."""
         super().close()
-        del self._named, self._parameters
+        del self._named, self._gradients
 
     def _spoiled(self, finite: Tensor) -> Tensor | None:
         """What the fused optimizer is told: 1 where it has to leave everything untouched.
@@ -88,7 +89,7 @@ class NativeEngine(BaseEngine):
         if finite.device.type == "cpu" and finite:
             return None
         # Where parameters rest: torch itself would fetch it to an offloaded one without waiting for it to arrive.
-        return (~finite).float().to(self._parameters[0].device)
+        return (~finite).float().to(self._parameters_on)
 
     def _add_up_parts(self) -> None:
         """Sums the gradients of which each rank of the tensor axis has a part; they are small (norms, biases), so they go in one packet."""

@@ -44,7 +44,7 @@ def clipped_gradients(max_norm):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor
 
-    from trainer.distributed.grad_norm import local_squared_norm, scale_gradients
+    from trainer.distributed.grad_norm import Gradients
     from trainer.distributed.launch import read_launch
     from trainer.distributed.process_group import start_process_group
 
@@ -52,13 +52,14 @@ def clipped_gradients(max_norm):
     start_process_group(read_launch(os.environ), device, 60)
     meshes = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
     parameters = dict(distributed_gradients(meshes))
-    squared = local_squared_norm([(parameter, 4) for parameter in parameters.values()], device)
+    gradients = Gradients([(parameter, 4) for parameter in parameters.values()], device)
+    squared = gradients.local_squared_norm()
     assert squared.dtype == torch.float64 and squared.shape == ()
     dist.all_reduce(squared)
     norm = squared.sqrt()
-    scale_gradients(parameters.values(), norm, max_norm)
-    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
-    return norm.item(), {name: (g.full_tensor() if isinstance(g, DTensor) else g).numpy() for name, g in gradients.items()}
+    gradients.clip(norm, max_norm)
+    clipped = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    return norm.item(), {name: (g.full_tensor() if isinstance(g, DTensor) else g).numpy() for name, g in clipped.items()}
 
 
 @pytest.mark.parametrize("max_norm", [MAX_NORM, 1e6])
@@ -111,7 +112,7 @@ def norm_of_partial():
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Partial
 
-    from trainer.distributed.grad_norm import local_squared_norm
+    from trainer.distributed.grad_norm import Gradients
     from trainer.distributed.launch import read_launch
     from trainer.distributed.process_group import start_process_group
 
@@ -119,4 +120,4 @@ def norm_of_partial():
     partial = DTensor.from_local(torch.ones(2), init_device_mesh("cpu", (2,)), [Partial()], run_check=False)
     parameter = torch.nn.Parameter(torch.zeros_like(partial.redistribute(placements=partial.placements)))
     parameter.grad = partial
-    local_squared_norm([(parameter, 2)], torch.device("cpu"))
+    Gradients([(parameter, 2)], torch.device("cpu")).local_squared_norm()
