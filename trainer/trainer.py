@@ -239,9 +239,11 @@ class Trainer:
 
     def _count(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
         """The global counts on the device; at least 1, so that a batch without targets has loss 0."""
-        keys = list(micro_batches[0].counts)
-        local = torch.tensor([sum(batch.counts[key] for batch in micro_batches) for key in keys])
-        return dict(zip(keys, self._engine.sum_over_data(local).clamp(min=1).unbind(), strict=True))
+        local = {key: sum(batch.counts[key] for batch in micro_batches) for key in micro_batches[0].counts}
+        counts = self._engine.sum_over_data(torch.tensor(list(local.values())))
+        if not all(local.values()):  # else all ranks' together cannot be 0 either
+            counts = counts.clamp(min=1)
+        return dict(zip(local, counts.unbind(), strict=True))
 
     def _read(self) -> None:
         """Brings the pending steps' values to the host at once, tells the callbacks, and minds the finite gate."""

@@ -11,7 +11,7 @@ from tests.contracts.engines import build_engine, micro_batches
 from tests.contracts.tasks import NAMES
 from trainer.cli import main
 from trainer.evaluation import Writer
-from trainer.model.attention import attending
+from trainer.model.attention import Attending
 from trainer.testing import last_wins, run_ranks, train_curve
 
 QUICK = ("bart",)
@@ -46,7 +46,7 @@ def inside(arguments, checkpoint):
     engine.load_state(partial(read_state, checkpoint))
     batch = micro_batches(job, engine, 1)[0]
     written = None
-    with engine.inference() as (model, _), attending(model.config, job.skeleton.family, batch.inputs) as told:
+    with engine.inference() as (model, _), Attending(model.config, job.skeleton.family).to(batch.inputs) as told:
         logits = model(**told, use_cache=False).logits.numpy()
     if job.skeleton.task == "seq2seq":
         writer = Writer(AutoTokenizer.from_pretrained(job.corpus.tokenizer_folder), 4, 12, num_beams=3)

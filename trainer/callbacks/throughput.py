@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,28 +61,24 @@ class Throughput:
     data_size: int
     world_size: int
     peak: float | None
-    _shapes: list[tuple[int, int]] = field(default_factory=list)
-    _slots: int = 0
+    _steps: Counter[tuple[int, int, int]] = field(default_factory=Counter)
 
     def add(self, micro_batches: list[Batch]) -> None:
-        """A step's micro-batches, which have the same shape on all ranks."""
+        """A step's micro-batches, all of one shape, on all ranks."""
         inputs = micro_batches[0].inputs
-        width, target = inputs["input_ids"].shape[1], inputs.get("decoder_input_ids")
-        rows = sum(len(batch.inputs["input_ids"]) for batch in micro_batches) * self.data_size
-        target_width = 0 if target is None else target.shape[1]
-        self._slots += rows * (width + target_width)
-        self._shapes.append((width, target_width))
+        (rows, width), target = inputs["input_ids"].shape, inputs.get("decoder_input_ids")
+        self._steps[len(micro_batches) * rows, width, 0 if target is None else target.shape[1]] += 1
 
     def read(self, labels: int, seconds: float) -> dict[str, Any]:
         """The fields of a record (trainer.types.StepRecord) for the steps since the last call."""
-        shapes, slots = self._shapes, self._slots
-        self._shapes, self._slots = [], 0
+        steps, self._steps = self._steps, Counter()
         seconds = max(seconds, 1e-9)
-        per_step = [self.flops.step(self.global_batch, width, target_width, 0) for width, target_width in shapes]
+        slots = self.data_size * sum(times * rows * (width + target_width) for (rows, width, target_width), times in steps.items())
+        of_widths = [self.flops.step(times * self.global_batch, width, target, 0) for (_, width, target), times in steps.items()]
         of_labels = labels * self.flops.label
         full, causal = (
             None if self.peak is None else (sum(column) + of_labels) / (seconds * self.peak * self.world_size)
-            for column in zip(*per_step, strict=True)
+            for column in zip(*of_widths, strict=True)
         )
         if full is not None and full > 1:
             LOGGER.error("MFU of %.0f %%: the peak or the count of operations is wrong for this device; please report it", 100 * full)

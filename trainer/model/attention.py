@@ -71,8 +71,8 @@ def packed_mask(positions: Tensor, causal: bool = True) -> Tensor:
     Returns:
         bool (B, 1, L, L), True where query (third) may see key (fourth).
     """
-    document = (positions == 0).cumsum(-1)
-    same = document[:, None, :, None] == document[:, None, None, :]
+    document = (positions == 0).cumsum(-1).unsqueeze(1)
+    same = document.unsqueeze(-1) == document.unsqueeze(-2)
     return same.tril_() if causal else same
 
 
@@ -104,33 +104,40 @@ def attends_fully(config: PreTrainedConfig) -> bool:
     return config._attn_implementation in ("sdpa", FLEX) and not has_windows(config)
 
 
-@contextmanager
-def attending(
-    config: PreTrainedConfig, family: Family, inputs: dict[str, Tensor], dtype: torch.dtype = torch.float32
-) -> Iterator[dict[str, Tensor]]:
-    """Yields what the model is to be called with while inside, so that documents stay apart and padding is not seen.
+class Attending:
+    """How a model is called so that documents stay apart and padding is not seen. Its config is asked once: transformers' answer slowly.
 
     Args:
-        config: the model's.
-        family: the model's.
-        inputs: with ``position_ids`` (B, L) where, and only where, rows are packed, ``lengths`` (B,) where they are padded, and ``documents``
-            (trainer.model.documents.as_mask) where, and only where, the kernel wants to know where they begin.
+        config, family: the model's.
         dtype: of the attention scores.
     """
-    told = {name: tensor for name, tensor in inputs.items() if name not in _OURS}
-    if "attention_mask" in told:
-        yield told
-    elif "documents" in inputs:
-        yield told | _positions(config, family, inputs) | {"attention_mask": inputs["documents"]}
-    elif not family.causal:
-        yield told | _positions(config, family, inputs) | _seen_both_ways(config, inputs, dtype)
-    elif not attends_fully(config):
-        yield told
-    elif "position_ids" in told:
-        yield told | {"attention_mask": _packed(config, inputs, causal=True)}
-    else:
-        with causal_rows(config):
+
+    def __init__(self, config: PreTrainedConfig, family: Family, dtype: torch.dtype = torch.float32):
+        self._config, self._family, self._dtype = config, family, dtype
+        self._fully = attends_fully(config)
+
+    @contextmanager
+    def to(self, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Yields what the model is to be called with while inside.
+
+        Args:
+            inputs: with ``position_ids`` (B, L) where, and only where, rows are packed, ``lengths`` (B,) where they are padded, and
+                ``documents`` (trainer.model.documents.as_mask) where, and only where, the kernel wants to know where they begin.
+        """
+        told = {name: tensor for name, tensor in inputs.items() if name not in _OURS}
+        if "attention_mask" in told:
             yield told
+        elif "documents" in inputs:
+            yield told | _positions(self._config, self._family, inputs) | {"attention_mask": inputs["documents"]}
+        elif not self._family.causal:
+            yield told | _positions(self._config, self._family, inputs) | _seen_both_ways(self._config, inputs, self._dtype)
+        elif not self._fully:
+            yield told
+        elif "position_ids" in told:
+            yield told | {"attention_mask": _packed(self._config, inputs, causal=True)}
+        else:
+            with causal_rows(self._config):
+                yield told
 
 
 def _positions(config: PreTrainedConfig, family: Family, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

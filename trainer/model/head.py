@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.model.attention import attending
+from trainer.model.attention import Attending
 from trainer.model.chunked import ChunkedLikelihood
 from trainer.model.families import Family, Head
 from trainer.types import IGNORE, Scores
@@ -134,7 +134,7 @@ class Scorer(nn.Module):
         self._head = [head]
         self._called = [model if wrapped is None else wrapped]
         self._bias = bias
-        self._family = family
+        self._attending = Attending(model.config, family, compute_dtype or torch.float32)
         self._compute_dtype = compute_dtype
 
     def forward(self, inputs: dict[str, Tensor], labels: Tensor, places: Tensor | None = None) -> Tensor:
@@ -158,8 +158,7 @@ class Scorer(nn.Module):
 
     def call(self, inputs: dict[str, Tensor], asked: Asked | None = None) -> Any:
         """What the model itself gives back; with a head, likelihoods of what is asked are in the place of its logits."""
-        dtype = self._compute_dtype or torch.float32
-        with attending(self.model.config, self._family, inputs, dtype) as told, self._asking(asked):
+        with self._attending.to(inputs) as told, self._asking(asked):
             if self._compute_dtype is None:
                 return self._called[0](**told, use_cache=False)
             cast = {name: parameter.to(self._compute_dtype) for name, parameter in self.model.named_parameters()}

@@ -8,7 +8,7 @@ split, the generators are seeded by a number drawn before and by the rank. That 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -46,12 +46,14 @@ class Draws:
         self._seed, self._data_rank = seed, data_rank
         self._generators = generators(device) if any(map(may_drop, models)) else []
 
-    @contextmanager
-    def at(self, *place: int) -> Iterator[None]:
+    def at(self, *place: int) -> AbstractContextManager[None]:
         """While inside, the global generators, from which alone it can be drawn, are those of ``place``; then they are put back."""
+        return self._seeded(*place) if self._generators else nullcontext()
+
+    @contextmanager
+    def _seeded(self, step: int, *others: int) -> Iterator[None]:
         states = [generator.get_state() for generator in self._generators]
         for generator in self._generators:
-            step, *others = place
             generator.manual_seed(named_seed(self._seed, "dropout", step, self._data_rank, *others))
         try:
             yield

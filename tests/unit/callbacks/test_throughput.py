@@ -37,16 +37,16 @@ def test_peaks_go_by_the_whole_name(device, peak):
 
 
 def test_an_interval_is_the_sum_of_its_steps():
-    """Two data ranks of 3 rows each, one of which is a filler: 5 samples; slots count what is computed, arithmetic what there is."""
+    """Two data ranks of 2 x 2 rows each, three of which are fillers: 5 samples; slots count what is computed, arithmetic what there is."""
     meter = Throughput(FLOPS, global_batch=5, data_size=2, world_size=4, peak=1e6)
     for width in (8, 16):
-        meter.add([batch(2, width), batch(1, width)])
+        meter.add([batch(2, width), batch(2, width)])
     speed = meter.read(labels=50, seconds=2.0)
     full = sum(5 * (width * 1000 + width * width * 10) for width in (8, 16)) + 50 * 300
     causal = full - sum(5 * width * width * 10 for width in (8, 16)) / 2
     assert speed == {
         "tokens_per_second": 25.0,
-        "slots_per_second": 6 * 24 / 2,
+        "slots_per_second": 8 * 24 / 2,
         "mfu": pytest.approx(full / (2 * 4 * 1e6)),
         "mfu_causal": pytest.approx(causal / (2 * 4 * 1e6)),
     }

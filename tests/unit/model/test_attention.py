@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralC
 
 from tests.unit.objective.corpora import LENGTHS, VOCABULARY, packed, padded, take
 from tests.unit.objective.pairs import MODELS, SEQ2SEQ, Pair, model_of, pieces
-from trainer.model.attention import attending, attends_fully, drop_plain
+from trainer.model.attention import Attending, attends_fully, drop_plain
 from trainer.model.head import Scorer, swap_head
 from trainer.model.lookup import family_of
 from trainer.objective.causal_lm import CausalLM
@@ -109,7 +109,7 @@ class TestBothWays:
         taken = everything(pair.objective)
         rows, ids = taken.rows["text"], torch.from_numpy(taken.rows["text"].tokens)
         inputs = pair.collate(taken).inputs | {"input_ids": ids}
-        with attending(pair.config, family_of(family), drop_plain(inputs)) as told:
+        with Attending(pair.config, family_of(family)).to(drop_plain(inputs)) as told:
             together = pair.stock(**told).logits
         assert rows.filled[-1] < rows.tokens.shape[1], "the last row is not full"
         worst = max(
@@ -117,7 +117,7 @@ class TestBothWays:
         )
         assert worst < 1e-5 * together.abs().max()
         # Control: in one row they do see each other, and the comparison above notices.
-        with attending(pair.config, family_of(family), {"input_ids": ids}) as told:
+        with Attending(pair.config, family_of(family)).to({"input_ids": ids}) as told:
             leaked = pair.stock(**told).logits
         assert (leaked - together)[torch.from_numpy(rows.real)].abs().max() > 0.05 * together.abs().max()
 
@@ -144,9 +144,9 @@ def test_robertas_positions_begin_after_the_padding_id_and_do_not_skip_it():
     config, family = MODELS["roberta"].build_config(VOCABULARY), family_of("roberta")
     ids = torch.tensor([[10, VOCABULARY.pad, 12, 13]])
     first = VOCABULARY.pad + 1
-    with attending(config, family, {"input_ids": ids}) as told:
+    with Attending(config, family).to({"input_ids": ids}) as told:
         assert told["position_ids"].tolist() == [[first, first + 1, first + 2, first + 3]] and "attention_mask" not in told
-    with attending(config, family, {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 0, 1]])}) as told:
+    with Attending(config, family).to({"input_ids": ids, "position_ids": torch.tensor([[0, 1, 0, 1]])}) as told:
         assert told["position_ids"].tolist() == [[first, first + 1, first, first + 1]]
     assert family.longest(config) == 64, "as many as were asked for"
 
@@ -154,7 +154,7 @@ def test_robertas_positions_begin_after_the_padding_id_and_do_not_skip_it():
 def test_full_rows_of_one_document_need_no_mask():
     ids = torch.zeros(2, 4, dtype=torch.int64)
     inputs = {"input_ids": ids, "position_ids": torch.arange(4).expand(2, -1), "lengths": torch.tensor([4, 4])}
-    with attending(MODELS["bert"].build_config(VOCABULARY), family_of("bert"), drop_plain(inputs)) as told:
+    with Attending(MODELS["bert"].build_config(VOCABULARY), family_of("bert")).to(drop_plain(inputs)) as told:
         assert told.keys() == {"input_ids"}
     short = inputs | {"lengths": torch.tensor([4, 3])}
     assert drop_plain(short).keys() == {"input_ids", "lengths"}
