@@ -21,7 +21,7 @@ from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.find import find
 from trainer.command_line.defaults import default_values
 from trainer.command_line.plugins import versions
-from trainer.config import Config, to_yaml
+from trainer.config import Config
 from trainer.distributed.agreement import Agreement
 from trainer.distributed.launch import Launch
 from trainer.distributed.lifetime import Member
@@ -103,7 +103,7 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
     surroundings = environment(job.device, launch.world_size)
     found = find(directory.checkpoints, agreement, config.checkpoint.resume, job.say)
     same = identity(config, job.skeleton.model.config, job.corpus.fingerprint)
-    require_one_run(agreement.gather({**same, "the configuration": to_yaml(config)}))
+    require_one_run(agreement.gather({**same, "the configuration": job.written_config}))
     if found:
         require_same(found[1], same, found[0])
         require_same_ranks(found[1], config.strategy.degrees(launch.world_size).data, found[0])
@@ -160,7 +160,7 @@ def _session(job: Job, directory: RunDirectory, agreement: Agreement, ending: En
 def _introduce(job: Job, engine: Engine, directory: RunDirectory, passport: dict[str, Any], state: RunState) -> None:
     """Writes what a session is, before its first step."""
     config, ranks = job.config, job.launch.world_size
-    directory.write_config(to_yaml(config))
+    directory.write_config(job.written_config)
     directory.write_passport(passport)
     for name, content in engine.files().items():
         directory.write_derived(name, content)
@@ -188,7 +188,7 @@ def _watchers(job: Job, directory: RunDirectory, metrics: MetricsFile, state: Ru
     steps, per = config.train.steps, unit(job.corpus.needs)
     bar = said.is_terminal and not config.run.quiet
     shown = ProgressBar(said, steps, state.step, per) if bar else PlainLines(said, steps, per)
-    return [JsonLines(metrics), shown, *trackers(config.track, directory.path, state.step, to_yaml(config), job.say), report]
+    return [JsonLines(metrics), shown, *trackers(config.track, directory.path, state.step, job.written_config, job.say), report]
 
 
 def _plan(config: Config) -> Plan:
@@ -221,7 +221,7 @@ def _describe(job: Job, directory: RunDirectory, metrics: MetricsFile | None, fo
     if metrics is not None:
         metrics.settle()  # what the run state counts of it must not be lost once the checkpoint exists
     (folder / directory.passport.name).write_bytes(directory.passport.read_bytes())
-    (folder / "config.yaml").write_text(to_yaml(job.config), encoding="utf-8")
+    (folder / "config.yaml").write_text(job.written_config, encoding="utf-8")
     job.skeleton.model.config.save_pretrained(folder / "model")
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from rich.console import Console
 
-from trainer.config import Config
+from trainer.config import Config, to_yaml
 from trainer.data.prepare import Corpus
 from trainer.distributed.launch import Launch
 from trainer.model.skeleton import Skeleton
@@ -38,6 +39,11 @@ class Job:
     context: Context
     device: torch.device
     console: Console
+
+    @cached_property
+    def written_config(self) -> str:
+        """``config`` as YAML: what ``config.yaml`` says, of the run and of each checkpoint. Composing it takes as long as some steps."""
+        return to_yaml(self.config)
 
     def say(self, line: str) -> None:
         """Shows one line to the user, unbroken."""
