@@ -24,9 +24,16 @@ PRELOADED = [
     "torch.distributed.tensor",
     "transformers.models.llama.modeling_llama",
     "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.roberta.modeling_roberta",
+    "transformers.models.t5.modeling_t5",
+    "transformers.models.bart.modeling_bart",
     "transformers.generation",
     "trainer.run",
+    "trainer.engine.native",
     "deepspeed",  # where it is installed
+    "trainer.engine.deepspeed",
+    "torch._inductor.compile_fx",  # which DeepSpeed's optimizers import, whether they compile or not
     "trainer.command_line.compose",
 ]
 
