@@ -15,7 +15,8 @@ OFFLOADED = ("fsdp", 2, "strategy.cpu_offload=true")
 CELLS = [*((family, *place) for family in ("llama", "bert", "t5") for place in LAYOUTS), ("llama", *OFFLOADED)]
 
 
-@pytest.mark.parametrize("cell", [cell if cell == ("llama", "fsdp", 2) else pytest.param(cell, marks=pytest.mark.slow) for cell in CELLS])
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS)
 def test_the_curve_stays_near_that_of_fp32_moments(task, tmp_path, cell):
     family, strategy, ranks, *more = cell
     arguments = [*task(family), "train.micro_batch=4", *layout(strategy), *more]

@@ -60,8 +60,8 @@ def epochs(run_dir):
 @pytest.mark.parametrize(
     ("form", "ranks"),
     [
-        ("packed", 1),
         ("packed", 2),
+        pytest.param("packed", 1, marks=pytest.mark.slow),
         pytest.param("masked", 2, marks=pytest.mark.slow),
         pytest.param("padded", 1, marks=pytest.mark.slow),
         pytest.param("padded", 2, marks=pytest.mark.slow),

@@ -98,7 +98,7 @@ def test_a_folder_in_the_way_costs_a_sentence_and_changes_nothing(tiny, tmp_path
     assert len(said) == 1 and said[0].startswith("TensorBoard is left out from now on; training goes on")
 
 
-@pytest.mark.parametrize("key", ["short", "x" * 40])
+@pytest.mark.parametrize("key", ["short", pytest.param("x" * 40, marks=pytest.mark.slow)])
 def test_without_a_way_to_the_service_the_run_is_kept(tmp_path, monkeypatch, key):
     """A key that cannot be one, and a network that is down."""
     monkeypatch.delenv("WANDB_MODE", raising=False)

@@ -89,7 +89,8 @@ def frozen(arguments, source, to):
     }
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 def test_frozen_parameters_stay_and_move(tiny, tmp_path, strategy):
     more = ["model.tie_embeddings=false"]
     folders = [tmp_path / name for name in ("first", "second", "third")]

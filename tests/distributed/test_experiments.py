@@ -30,7 +30,7 @@ NO_NETWORK = re.compile("could not be downloaded|apt-get fetched no|does not hav
 
 
 @pytest.mark.parametrize(
-    "experiment", [name if name == "t5_docstrings" else pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS]
+    "experiment", [name if name == "bert_pretrain" else pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS]
 )
 def test_it_runs_on_a_cpu(experiment, tmp_path, capfd):
     """As a user types it; those that fetch use the user's own cache, and skip where there is no network to fill it."""

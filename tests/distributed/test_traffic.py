@@ -60,7 +60,7 @@ def traffic_of(tiny, tmp_path, *more, ranks=2):
     return first
 
 
-@pytest.mark.parametrize(("micro_batch", "accumulation"), [(8, 1), (4, 2), (2, 4)])
+@pytest.mark.parametrize(("micro_batch", "accumulation"), [(8, 1), pytest.param(4, 2, marks=pytest.mark.slow), (2, 4)])
 def test_ddp_reduces_gradients_once_a_step(tiny, tmp_path, micro_batch, accumulation):
     number, done = traffic_of(tiny, tmp_path, "strategy=ddp", f"train.micro_batch={micro_batch}")
     assert number == accumulation
@@ -90,8 +90,10 @@ def test_ddp_of_several_buckets_sends_each_gradient_once(tiny, tmp_path):
 BLOCKS, ROOT = 2, 1
 
 
-@pytest.mark.parametrize("every", [True, False], ids=["reduce every micro-batch", "reduce once"])
-@pytest.mark.parametrize("reshard", [True, False], ids=["reshard", "keep"])
+@pytest.mark.parametrize(
+    ("reshard", "every"),
+    [(True, True), (False, False), *(pytest.param(*options, marks=pytest.mark.slow) for options in ((True, False), (False, True)))],
+)
 def test_fsdp_gathers_and_reduces_as_often_as_it_must(tiny, tmp_path, reshard, every):
     options = [f"strategy.reshard_after_forward={reshard}", f"strategy.reduce_every_micro_batch={every}"]
     number, done = traffic_of(tiny, tmp_path, "strategy=fsdp", "train.micro_batch=4", *options)
@@ -184,7 +186,7 @@ def models_sent(formula, ranks, accumulation):
     return eval(formula, {"a": accumulation, "N": ranks, "R": (ranks - 1) / ranks})
 
 
-QUICK_WIRE = {("zero1", 2, 4), ("zero2", 2, 4), ("zero3", 2, 4)}
+QUICK_WIRE = {("zero1", 2, 4), ("zero3", 2, 4)}
 WIRES = [(name, ranks, times) for name in ("ddp", "fsdp", "zero1", "zero2", "zero3") for ranks in (2, 4) for times in (1, 4)]
 
 

@@ -162,7 +162,7 @@ def measured(tiny):
         PAGE.write_text(f"{before}{BEGIN}\n\n{fresh}\n\n{END}{rest.split(END)[1]}")
 
 
-QUICK = {("ddp", "fp32", 2), ("zero2", "fp32", 2), ("zero3", "bf16", 2)}
+QUICK = {("ddp", "fp32", 2), ("zero2", "fp32", 2), ("zero3", "fp32", 2)}
 CELLS = [(*cell, ranks) for cell in FORMULAS for ranks in numbers_of(cell[0])]
 
 
@@ -182,7 +182,7 @@ def test_a_rank_keeps_what_the_formula_and_the_page_say(measured, strategy, prec
 
 
 @pytest.mark.parametrize(
-    ("strategy", "ranks"), [("fsdp", 2), *(pytest.param(*c, marks=pytest.mark.slow) for c in (("ddp", 2), ("fsdp", 4)))]
+    ("strategy", "ranks"), [("ddp", 2), *(pytest.param(*c, marks=pytest.mark.slow) for c in (("fsdp", 2), ("fsdp", 4)))]
 )
 def test_bf16_moments_take_half_of_what_the_formula_says(tiny, strategy, ranks):
     answers = run_ranks(kept, ranks, command(tiny, strategy, "bf16", ranks, "optimizer.moments=bf16"))

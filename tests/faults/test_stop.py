@@ -14,7 +14,7 @@ from trainer.testing import Ranks, assert_same_curve, last_wins, read_curve, tra
 
 @pytest.mark.parametrize(
     ("number", "ranks", "workers"),
-    [(signal.SIGTERM, 2, 2), (signal.SIGINT, 1, 0), (signal.SIGUSR1, 2, 0)],
+    [(signal.SIGTERM, 2, 2), (signal.SIGINT, 1, 0), pytest.param(signal.SIGUSR1, 2, 0, marks=pytest.mark.slow)],
     ids=["SIGTERM", "SIGINT", "SIGUSR1"],
 )
 def test_a_signal_saves_and_exits_four(tiny, tmp_path, number, ranks, workers):

@@ -72,6 +72,7 @@ def test_its_commands_do_what_they_say(tree, tmp_path):
     assert len(losses) == 10 and losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_a_part_of_its_proof_holds(tree):
     *_, proof = commands(PAGE)
     assert all(any(test.startswith(folder) for folder in proof) for test in PART)

@@ -112,6 +112,7 @@ def test_what_a_run_leaves_is_what_the_pages_show(tiny, tmp_path):
     assert list(json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])) == columns
 
 
+@pytest.mark.slow
 def test_in_bf16_ddp_and_fsdp_are_bitwise_equal_without_clipping(tiny, tmp_path):
     arguments = [*tiny, "precision=bf16", "train.micro_batch=4", "optimizer.max_grad_norm=null"]
     ddp, fsdp = (train_curve([*arguments, f"strategy={name}"], tmp_path / name, 2) for name in ("ddp", "fsdp"))

@@ -104,7 +104,7 @@ def kinds(text, seen, wanted):
     return np.stack([chosen, hidden, chosen & ~hidden & ~left, left])
 
 
-@pytest.mark.parametrize("shares", [(0.15, 0.8, 0.1), (0.4, 0.3, 0.6)], ids=str)
+@pytest.mark.parametrize("shares", [(0.15, 0.8, 0.1), pytest.param((0.4, 0.3, 0.6), marks=pytest.mark.slow)], ids=str)
 def test_tokens(text, shares):
     probability, masked, random = shares
     mine = kinds(text, *ours(text, MaskedLM(*shares)))
