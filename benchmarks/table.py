@@ -84,6 +84,20 @@ def overhead(result: dict[str, Any]) -> Iterator[Row]:
     )
 
 
+def instructions(result: dict[str, Any]) -> Iterator[Row]:
+    rows = result["contenders"]
+    for name, row in rows.items():
+        over = "" if name == "hand loop" else f", {row['over_hand_loop'] / 1e6:+.2f} over the loop"
+        yield f"Machine instructions per step: {name}", "none", f"{row['per_step'] / 1e6:.2f} M{over}", None
+    ours, peer = (rows[name]["over_hand_loop"] for name in ("isotrain", "transformers.Trainer"))
+    yield (
+        "What a step of ours takes over the loop, of what transformers.Trainer takes over it, in instructions",
+        f"<= {MOST_OF_TRAINER:.2f} x",
+        f"{ours / 1e6:.2f} of {peer / 1e6:.2f} M",
+        ours <= MOST_OF_TRAINER * peer,
+    )
+
+
 def zero(result: dict[str, Any]) -> Iterator[Row]:
     target = result["target_seconds_over_bare_loop"]
     for name, stage in result["stages"].items():
@@ -237,6 +251,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "loader": loader,
     "prepare": prepare,
     "overhead": overhead,
+    "instructions": instructions,
     "zero": zero,
     "pipeline": pipeline,
     "vocabulary": vocabulary,
