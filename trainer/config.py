@@ -174,18 +174,27 @@ def load(arguments: Sequence[str], world_size: int | None, config_dir: str | Pat
     from omegaconf import OmegaConf
 
     from trainer.command_line import plugins
-    from trainer.command_line.compose import check_values, compose
+    from trainer.command_line.compose import check_values, compose, compose_by_hydra
     from trainer.command_line.overrides import Findings, parse
 
     overrides, findings = parse(arguments), Findings()
     plugins.enable([override.value or "" for override in overrides if override.valid and override.key == "plugins"], findings)
-    tree, selection = compose(overrides, folders(config_dir), Config, schemas(), findings)
-    check_values(tree, selection, findings)
-    if not OmegaConf.missing_keys(tree):
-        findings.add_consequences(contradictions(OmegaConf.to_object(tree), world_size))  # type: ignore[arg-type]
-    if findings.sentences:
+    places, known = folders(config_dir), schemas()
+
+    def checked(tree: Any) -> Any:
+        check_values(tree, selection, findings)
+        if not OmegaConf.missing_keys(tree):
+            findings.add_consequences(contradictions(OmegaConf.to_object(tree), world_size))  # type: ignore[arg-type]
+        if findings.sentences:
+            raise Refused(findings.sentences)
+        return tree
+
+    tree, selection = compose(overrides, places, Config, known, findings)
+    checked(tree)
+    composed = compose_by_hydra(overrides, places, known, selection, findings)
+    if composed is None:
         raise Refused(findings.sentences)
-    return OmegaConf.to_object(tree)  # type: ignore[return-value]
+    return OmegaConf.to_object(composed if composed == tree else checked(composed))  # type: ignore[return-value]
 
 
 def to_yaml(config: Config) -> str:

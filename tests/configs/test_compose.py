@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from trainer import cli, config
-from trainer.command_line.compose import compose
+from trainer.command_line.compose import compose, compose_by_hydra
 from trainer.command_line.overrides import Findings, parse
 from trainer.command_line.presets import config_folder
-from trainer.command_line.selection import check_files
 from trainer.errors import Refused
 
 ROOT = Path(__file__).parents[2]
@@ -58,11 +58,39 @@ NEEDED = {
 def test_every_shipped_option_composes_to_what_its_files_say(group, option):
     needs = NEEDED.get((group, option), [])
     findings = Findings()
-    tree, selection = compose(parse([f"{group}={option}"]), config.folders(), config.Config, config.schemas(), findings)
+    overrides, folders, schemas = parse([f"{group}={option}"]), config.folders(), config.schemas()
+    tree, selection = compose(overrides, folders, config.Config, schemas, findings)
+    assert tree == compose_by_hydra(overrides, folders, schemas, selection, findings), "Hydra and the file check must agree"
     assert findings.sentences == []
-    assert tree == check_files(selection, findings), "Hydra and the file check must agree"
     loaded = config.load([f"{group}={option}", *needs], world_size=None)
     assert config.from_yaml(config.to_yaml(loaded)) == loaded
+
+
+def test_hydra_has_the_last_word_and_is_not_asked_of_what_is_wrong(monkeypatch):
+    asked = []
+
+    def says(primary, overrides):
+        asked.append(overrides)
+        raise HydraException("no such thing")
+
+    monkeypatch.setattr("trainer.command_line.compose.hydra_compose", says)
+    with pytest.raises(Refused, match=r"did you mean train\.steps=5"):
+        config.load(["train.stepz=5"], world_size=1)
+    assert not asked
+    with pytest.raises(Refused, match="The YAML files do not compose: no such thing"):
+        config.load(["strategy=fsdp"], world_size=1)
+    assert asked == [["strategy=fsdp"]]
+
+
+def test_what_hydra_makes_of_it_is_checked_too(monkeypatch):
+    def other(*asked):
+        tree = compose_by_hydra(*asked)
+        tree.train.steps = -1
+        return tree
+
+    monkeypatch.setattr("trainer.command_line.compose.compose_by_hydra", other)
+    with pytest.raises(Refused, match=r"train\.steps"):
+        config.load([], world_size=1)
 
 
 def test_groups_schemas_folders_and_packages_match():

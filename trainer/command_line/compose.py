@@ -1,4 +1,4 @@
-"""From command line arguments to one composed tree: Hydra composes the groups once, values are set one by one, all problems are kept."""
+"""From command line arguments to one composed tree: values are set one by one, all problems are kept, and what has none Hydra composes, once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trainer.schema import leaf_problems, leaves, open_sections
 def compose(
     overrides: Sequence[Override], folders: Folders, root: type, schemas: Schemas, findings: Findings
 ) -> tuple[DictConfig, Selection]:
-    """Composes a config and applies the overrides to it.
+    """Reads the files of a config and applies the overrides to what they say; Hydra takes three times as long, and is not asked yet.
 
     Args:
         overrides: parsed arguments, valid and not.
@@ -35,7 +35,7 @@ def compose(
         schemas: every group's schemas by name.
         findings: grows by every problem; the tree returned then lacks what could not be applied.
     """
-    groups = {group: folders.options(group) for group in (*schemas, *GLOBAL)}
+    groups = _groups(folders, schemas)
     for file in folders.shadowed():
         findings.add(f"{file} has the name of a shipped preset, which comes first: give it another name.")
     typed, values = _split(overrides, groups, findings)
@@ -47,13 +47,6 @@ def compose(
         return found or _of_another_option(folders, schemas, selection.choices, key, value, findings)
 
     tree = check_files(selection, findings, explain)
-    if not findings.sentences:
-        try:
-            by_debug = {group: selection.choices[group] for file in selection.debug for group, _, _ in file.choices}
-            chosen = {group: option for group, option in (by_debug | typed).items() if group != DEBUG}  # which Hydra does not know
-            tree = _hydra(folders, selection.skeleton, schemas, chosen)
-        except (HydraException, OmegaConfBaseException, YAMLError) as error:
-            findings.add(f"The YAML files do not compose: {str(error).splitlines()[0].rstrip(' .:')}.")
     set_debug(tree, selection, findings)
     known = leaves(selection.skeleton)
     for override in overrides:
@@ -63,6 +56,29 @@ def compose(
     for override in values:
         selection.origins.pop(override.key, None)
     return tree, selection
+
+
+def compose_by_hydra(
+    overrides: Sequence[Override], folders: Folders, schemas: Schemas, selection: Selection, findings: Findings
+) -> DictConfig | None:
+    """What Hydra, which has the last word, makes of a config in which ``compose`` has found nothing wrong.
+
+    Args:
+        overrides, folders, schemas: as for ``compose``.
+        selection: what that returned.
+        findings: grows by what Hydra finds; None is returned then.
+    """
+    typed, values = _split(overrides, _groups(folders, schemas), findings)
+    by_debug = {group: selection.choices[group] for file in selection.debug for group, _, _ in file.choices}
+    chosen = {group: option for group, option in (by_debug | typed).items() if group != DEBUG}  # which Hydra does not know
+    try:
+        tree = _hydra(folders, selection.skeleton, schemas, chosen)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        findings.add(f"The YAML files do not compose: {str(error).splitlines()[0].rstrip(' .:')}.")
+        return None
+    set_debug(tree, selection, findings)
+    apply(tree, values, leaves(selection.skeleton), findings)
+    return tree
 
 
 def check_values(tree: DictConfig, selection: Selection, findings: Findings) -> None:
@@ -86,6 +102,10 @@ def check_values(tree: DictConfig, selection: Selection, findings: Findings) -> 
             source = f" ({selection.origins[key]})" if key in selection.origins else ""
             for sentence in leaf_problems(replace(leaf, value=OmegaConf.select(tree, key)), source):
                 findings.add(sentence, key)
+
+
+def _groups(folders: Folders, schemas: Schemas) -> dict[str, list[str]]:
+    return {group: folders.options(group) for group in (*schemas, *GLOBAL)}
 
 
 def _split(overrides: Sequence[Override], groups: Mapping[str, list[str]], findings: Findings) -> tuple[dict[str, str], list[Override]]:
