@@ -83,11 +83,14 @@ def test_frozen_weights_are_in_it_too(saving, tmp_path):
     assert f"model.{FROZEN}" in tensors and f"optim.{FROZEN}.exp_avg" not in tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "other"),
     [
         ("fsdp", "fsdp"),
-        *(pytest.param(*cell, marks=pytest.mark.slow) for cell in (("zero2", "zero2"), ("pipeline", "tensor"), ("tensor", "zero3"))),
+        ("zero2", "zero2"),
+        ("pipeline", "tensor"),
+        ("tensor", "zero3"),
     ],
 )
 def test_a_resumed_curve_is_that_of_a_run_that_was_never_stopped(saving, tmp_path, name, other):

@@ -136,7 +136,7 @@ def evaluated(arguments, first):
     return found
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_each_source_is_evaluated_by_itself_and_both_together(mixed, tmp_path, ranks):
     arguments = last_wins([*mixed, *WEIGHTS["constant"], "train.steps=1", "optimizer.warmup_steps=0", "optimizer.lr=1e-30"])
     train_curve(arguments, tmp_path / "run", ranks)
@@ -258,7 +258,9 @@ def test_a_plugin_of_several_sources_cannot_be_a_part(corpus_folder, monkeypatch
     )
 
 
-@pytest.mark.parametrize("change", ["data.parts.finance.weight=52", "data.parts.finance.final_weight=60"])
+@pytest.mark.parametrize(
+    "change", ["data.parts.finance.weight=52", pytest.param("data.parts.finance.final_weight=60", marks=pytest.mark.slow)]
+)
 def test_a_run_cannot_change_its_weights(mixed, tmp_path, change):
     arguments = [*mixed, *WEIGHTS["constant"], "train.steps=4", "optimizer.warmup_steps=1"]
     train_curve([*arguments, "train.stop_after=2"], tmp_path / "run")

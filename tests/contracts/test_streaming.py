@@ -90,6 +90,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(stream, tmp_path, more):
     assert bits(kill_until_done(arguments, tmp_path / "run", 2, 3, random.Random(1))) == bits(whole)
 
 
+@pytest.mark.slow
 def test_another_strategy_on_as_many_ranks_goes_on_with_the_same_records(stream, tmp_path):
     whole = train_curve([*stream, "strategy=ddp"], tmp_path / "whole", 2)
     train_curve([*stream, "strategy=fsdp", "train.stop_after=8"], tmp_path / "run", 2)
@@ -97,7 +98,8 @@ def test_another_strategy_on_as_many_ranks_goes_on_with_the_same_records(stream,
     assert_same_curve(moved, whole, loss=1e-6, grad_norm=1e-4)
 
 
-@pytest.mark.parametrize("strategy", ["pipeline", pytest.param("tensor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["pipeline", "tensor"])
 def test_ranks_that_share_samples_have_one_place_in_the_stream(stream, tmp_path, strategy):
     arguments = last_wins([*stream, *layout(strategy), "train.steps=12"])
     whole = train_curve(arguments, tmp_path / "whole", 2)

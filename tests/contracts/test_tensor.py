@@ -105,10 +105,8 @@ def test_ranks_drop_something_else_of_their_slots(task, tmp_path, family):
     assert all(not equal for shape, equal in pairs if shape not in same) and len(pairs) > 3 * len(same)
 
 
-@pytest.mark.parametrize(
-    ("family", "more"),
-    [("bert", [TENSOR]), *(pytest.param(name, [TENSOR, SPLIT], marks=pytest.mark.slow) for name in ("llama", "gpt2", "t5"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "more"), [("bert", [TENSOR]), *((name, [TENSOR, SPLIT]) for name in ("llama", "gpt2", "t5"))])
 def test_a_resumed_run_drops_what_an_uninterrupted_one_does(task, tmp_path, family, more):
     arguments = [*task(family), *DROPS[family], *more, "train.micro_batch=8", "train.steps=6"]
     whole = train_curve(arguments, tmp_path / "whole", 2)

@@ -56,6 +56,7 @@ def test_a_failure_in_the_last_checkpoint_is_not_taken_for_success(saving, tmp_p
     assert len(train_curve([*saving, "train.steps=8"], tmp_path / "run", 2)) == 8
 
 
+@pytest.mark.slow
 def test_saves_that_come_faster_than_they_are_written_wait_and_say_so_once(saving, tmp_path):
     arguments = [*saving, "train.steps=16", "train.log_every=4"]
     seen = Guests(tmp_path / "guests", tmp_path / "run", 2, arguments, slow_disk, 1, 1.0).wait()

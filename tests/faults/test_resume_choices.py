@@ -115,6 +115,7 @@ def test_ranks_that_were_not_started_alike_are_refused_by_key():
         require_one_run([alike, alike | {"data": "b"}, alike | {"data": "c"}])
 
 
+@pytest.mark.slow
 def test_a_run_without_a_run_dir_says_how_it_is_found_again(flat, tmp_path):
     command = [sys.executable, "-m", "trainer", "train", *last_wins(flat)]
     near = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -89,6 +89,7 @@ def long(tiny):
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_a_second_run_and_a_request_to_stop(long, tmp_path):
     first = Torchrun(tmp_path, long)
     try:

@@ -59,6 +59,7 @@ def run(words, tree, timeout=280):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_what_it_says_of_the_stock_model_holds(tree):
     (block,) = [block for block in blocks(PAGE) if block.language == "python" and "print(model)" in block.text]
     assert "(generator_lm_head): Linear(in_features=16" in run(["python", "-c", block.text], tree)
