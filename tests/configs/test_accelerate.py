@@ -2,6 +2,7 @@
 
 import os
 import resource
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -174,10 +175,14 @@ def test_the_local_rank_of_the_deepspeed_launcher_is_taken_out():
 def test_it_is_read_fast_and_without_torch():
     variables, _ = environment("--config_file", str(ROOT / "launch/accelerate/zero3.yaml"))
     told = {name: value for name, value in variables.items() if name.startswith("ACCELERATE_")}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-c", COUNT_TORCH, "--cfg", "job"]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | told, capture_output=True, text=True, timeout=120)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0 and "HEAVY []" in done.stdout and "stage: 3" in done.stdout
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime <= 1.0
+
+    def run(*command):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, *command, "--cfg", "job"], cwd=ROOT, env=ENVIRONMENT | told, capture_output=True, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0 and "stage: 3" in done.stdout
+        return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert "HEAVY []" in run("-c", COUNT_TORCH)[0]
+    assert statistics.median(run("train.py")[1] for _ in range(5)) <= 1.0
     assert not any(name.startswith("ACCELERATE_") for name in os.environ)

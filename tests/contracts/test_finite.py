@@ -140,7 +140,7 @@ def lines(run_dir):
 @pytest.mark.parametrize(
     ("strategy", "poison", "loss", "where"),
     [
-        ("ddp", "nan", "nan", "the loss was not finite on data rank 1, samples {second}"),
+        pytest.param("ddp", "nan", "nan", "the loss was not finite on data rank 1, samples {second}", marks=pytest.mark.slow),
         ("fsdp", "inf", "inf", "the loss was not finite on data rank 1, samples {second}"),
         ("fsdp", "gradient", None, "the loss was finite, its gradient was not; samples {all}"),
     ],

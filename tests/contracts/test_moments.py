@@ -26,9 +26,8 @@ def test_the_curve_stays_near_that_of_fp32_moments(task, tmp_path, cell):
     assert_same_curve(half, fp32, loss=2e-4, grad_norm=1e-2)
 
 
-@pytest.mark.parametrize(
-    ("strategy", "ranks"), [pytest.param(*place, marks=() if place == ("single", 1) else pytest.mark.slow) for place in LAYOUTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "ranks"), LAYOUTS)
 def test_a_stopped_run_goes_on_bitwise(tiny, tmp_path, strategy, ranks):
     stopped_and_not([*tiny, *layout(strategy), "train.micro_batch=4", HALF], tmp_path, ranks)
 

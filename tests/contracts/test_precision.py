@@ -104,7 +104,7 @@ def accumulated(arguments):
         ("single", 1, []),
         ("ddp", 2, []),
         ("fsdp", 2, []),
-        ("fsdp", 2, ["strategy.reduce_every_micro_batch=false"]),
+        pytest.param("fsdp", 2, ["strategy.reduce_every_micro_batch=false"], marks=pytest.mark.slow),
         pytest.param("hsdp", 4, [], marks=pytest.mark.slow),
         pytest.param("hsdp", 4, ["strategy.reduce_every_micro_batch=false"], marks=pytest.mark.slow),
     ],

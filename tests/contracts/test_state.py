@@ -85,7 +85,6 @@ def test_a_run_that_moves_four_times_keeps_its_curve(task, tmp_path, name):
 
 
 QUICK = {
-    ("t5", "fsdp", "ddp"),
     ("llama", "zero3", "fsdp"),
     ("llama", "tensor", "pipeline"),
     ("gpt2", "pipeline x fsdp", "ddp"),

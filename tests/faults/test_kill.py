@@ -69,7 +69,7 @@ OTHERS = ("zero3", "tensor", "pipeline")
 @pytest.mark.parametrize(
     ("ranks", "workers", "strategy", "more", "kills"),
     [
-        (2, 0, "fsdp", [BACKGROUND], 3),
+        (2, 0, "fsdp", [BACKGROUND], 2),
         pytest.param(1, 0, "single", [], 10, marks=pytest.mark.slow),
         pytest.param(2, 2, "fsdp", [], 20, marks=pytest.mark.slow),
         *(pytest.param(2, 0, name, more, 10, marks=pytest.mark.slow) for more in ([], [BACKGROUND]) for name in OTHERS),

@@ -79,7 +79,7 @@ def test_a_train_py_of_ones_own_offers_it(project):
     assert "ranks_per_node: 2" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("name", TESTS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if "moves" in name else ()) for name in TESTS])
 def test_its_proof_holds(installed, tmp_path, name):
     spec = importlib.util.spec_from_file_location("test_nodes", installed / "test_nodes.py")
     module = importlib.util.module_from_spec(spec)

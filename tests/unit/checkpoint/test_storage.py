@@ -106,7 +106,10 @@ except BaseException as error:
 """
 
 
-@pytest.mark.parametrize(("shards", "manifest", "error"), [(2000, 9999, "CheckpointException"), (9999, 100, "OSError"), (9999, 9999, None)])
+@pytest.mark.parametrize(
+    ("shards", "manifest", "error"),
+    [(2000, 9999, "CheckpointException"), pytest.param(9999, 100, "OSError", marks=pytest.mark.slow), (9999, 9999, None)],
+)
 def test_a_real_limit_in_torchs_writer_and_in_ours_leaves_the_previous_checkpoint(
     tmp_path: Path, shards: int, manifest: int, error: str | None
 ) -> None:
