@@ -15,7 +15,8 @@ from tests.unit.objective.pairs import Pair, pieces
 from trainer.errors import Refused
 from trainer.model.families import FAMILIES
 from trainer.model.gate import model_problems
-from trainer.model.lookup import family_of, planned_problems
+from trainer.model.lookup import family_of
+from trainer.model.planned import planned_problems
 from trainer.model.pretrained import FromConfig, Pretrained
 from trainer.model.skeleton import build_skeleton
 from trainer.model.weights import FromSafetensors, FromSeed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.model.lookup import planned_problems
+from trainer.model.planned import planned_problems
 from trainer.model.skeleton import Skeleton, blocks_of
 from trainer.types import Needs, Vocabulary
 
