@@ -181,20 +181,20 @@ def load(arguments: Sequence[str], world_size: int | None, config_dir: str | Pat
     plugins.enable([override.value or "" for override in overrides if override.valid and override.key == "plugins"], findings)
     places, known = folders(config_dir), schemas()
 
-    def checked(tree: Any) -> Any:
+    def check(tree: Any) -> None:
         check_values(tree, selection, findings)
         if not OmegaConf.missing_keys(tree):
             findings.add_consequences(contradictions(OmegaConf.to_object(tree), world_size))  # type: ignore[arg-type]
-        if findings.sentences:
-            raise Refused(findings.sentences)
-        return tree
 
     tree, selection = compose(overrides, places, Config, known, findings)
-    checked(tree)
-    composed = compose_by_hydra(overrides, places, known, selection, findings)
-    if composed is None:
+    if places.has_own:
+        tree = compose_by_hydra(tree, overrides, places, known, selection, findings)
+    check(tree)
+    if not places.has_own and (composed := compose_by_hydra(tree, overrides, places, known, selection, findings)) is not tree:
+        check(tree := composed)
+    if findings.sentences:
         raise Refused(findings.sentences)
-    return OmegaConf.to_object(composed if composed == tree else checked(composed))  # type: ignore[return-value]
+    return OmegaConf.to_object(tree)  # type: ignore[return-value]
 
 
 def to_yaml(config: Config) -> str:

@@ -60,7 +60,7 @@ def test_every_shipped_option_composes_to_what_its_files_say(group, option):
     findings = Findings()
     overrides, folders, schemas = parse([f"{group}={option}"]), config.folders(), config.schemas()
     tree, selection = compose(overrides, folders, config.Config, schemas, findings)
-    assert tree == compose_by_hydra(overrides, folders, schemas, selection, findings), "Hydra and the file check must agree"
+    assert tree == compose_by_hydra(tree, overrides, folders, schemas, selection, findings), "Hydra and the file check must agree"
     assert findings.sentences == []
     loaded = config.load([f"{group}={option}", *needs], world_size=None)
     assert config.from_yaml(config.to_yaml(loaded)) == loaded
@@ -91,6 +91,17 @@ def test_what_hydra_makes_of_it_is_checked_too(monkeypatch):
     monkeypatch.setattr("trainer.command_line.compose.compose_by_hydra", other)
     with pytest.raises(Refused, match=r"train\.steps"):
         config.load([], world_size=1)
+
+
+def test_files_of_the_users_mean_what_they_mean_to_hydra(tmp_path):
+    """Of a file whose own keys come before what it builds on, or that names two schemas, only Hydra knows the sense."""
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "first.yaml").write_text("defaults: [_self_, ddp]\nshard: 5\n")
+    (tmp_path / "strategy" / "both.yaml").write_text("defaults: [/schema/strategy/native@_here_, /schema/strategy/zero, _self_]\n")
+    assert config.load(["strategy=first"], 2, tmp_path).strategy == config.load(["strategy=ddp"], 2).strategy
+    with pytest.raises(Refused) as refused:
+        config.load(["strategy=both", "train.steps=-1"], 2, tmp_path)
+    assert "do not compose" in str(refused.value) and "train.steps" in str(refused.value)
 
 
 def test_groups_schemas_folders_and_packages_match():

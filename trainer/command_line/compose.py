@@ -1,4 +1,4 @@
-"""From command line arguments to one composed tree: values are set one by one, all problems are kept, and what has none Hydra composes, once."""
+"""From command line arguments to one composed tree: values are set one by one, all problems are kept; Hydra composes the groups, once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trainer.schema import leaf_problems, leaves, open_sections
 def compose(
     overrides: Sequence[Override], folders: Folders, root: type, schemas: Schemas, findings: Findings
 ) -> tuple[DictConfig, Selection]:
-    """Reads the files of a config and applies the overrides to what they say; Hydra takes three times as long, and is not asked yet.
+    """Reads the files of a config and applies the overrides to what they say. Hydra, which takes longer than that, is not asked yet.
 
     Args:
         overrides: parsed arguments, valid and not.
@@ -59,26 +59,28 @@ def compose(
 
 
 def compose_by_hydra(
-    overrides: Sequence[Override], folders: Folders, schemas: Schemas, selection: Selection, findings: Findings
-) -> DictConfig | None:
-    """What Hydra, which has the last word, makes of a config in which ``compose`` has found nothing wrong.
+    tree: DictConfig, overrides: Sequence[Override], folders: Folders, schemas: Schemas, selection: Selection, findings: Findings
+) -> DictConfig:
+    """What Hydra, which has the last word, makes of a config in which nothing wrong was found; ``tree`` itself where there was.
 
     Args:
+        tree, selection: what ``compose`` returned.
         overrides, folders, schemas: as for ``compose``.
-        selection: what that returned.
-        findings: grows by what Hydra finds; None is returned then.
+        findings: grows by what Hydra finds.
     """
+    if findings.sentences:
+        return tree
     typed, values = _split(overrides, _groups(folders, schemas), findings)
     by_debug = {group: selection.choices[group] for file in selection.debug for group, _, _ in file.choices}
     chosen = {group: option for group, option in (by_debug | typed).items() if group != DEBUG}  # which Hydra does not know
     try:
-        tree = _hydra(folders, selection.skeleton, schemas, chosen)
+        composed = _hydra(folders, selection.skeleton, schemas, chosen)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         findings.add(f"The YAML files do not compose: {str(error).splitlines()[0].rstrip(' .:')}.")
-        return None
-    set_debug(tree, selection, findings)
-    apply(tree, values, leaves(selection.skeleton), findings)
-    return tree
+        return tree
+    set_debug(composed, replace(selection, origins={}), findings)  # where keys were set is known already
+    apply(composed, values, leaves(selection.skeleton), findings)
+    return composed
 
 
 def check_values(tree: DictConfig, selection: Selection, findings: Findings) -> None:

@@ -34,6 +34,11 @@ class Folders:
     paths: tuple[Path, ...]
     registered: Mapping[str, Mapping[str, type]]
 
+    @property
+    def has_own(self) -> bool:
+        """Whether there are files of the user's. Of the shipped ones a test knows that Hydra makes of them what our check reads in them."""
+        return len(self.paths) > 1
+
     def options(self, group: str) -> list[str]:
         """Every option of a group, sorted."""
         files = {
