@@ -109,7 +109,7 @@ def set_text(tree: DictConfig, leaf: Leaf, text: str) -> str | None:
         A sentence that says why the value is refused, or None.
     """
     try:
-        value = _read(text, leaf)
+        value = text if "${" in text else _read(text, leaf)  # which would follow it; set_value refuses it
     except yaml.YAMLError:
         return _wrong_type(leaf, text, "")
     return set_value(tree, leaf, value, text)
