@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -32,34 +33,39 @@ def hard(tiny, tmp_path_factory):
 
 
 def kill_until_done(arguments, run_dir, ranks, kills, rng):
-    """Starts the same command again and again, killing it ``kills`` times at random instants; then lets it finish."""
+    """Starts the same command again and again, killing it ``kills`` times; then lets it finish.
+
+    Every other kill comes at a random instant of the whole, which may be before the first step; the others, the first of them, soon after a checkpoint.
+    """
     done = 0
     slowest = 3.0
     while done < kills:
-        began = time.monotonic()
+        before = newest(run_dir)
         job = Ranks(train_here, ranks, last_wins([*arguments, f"run.dir={run_dir}"]))
-        wait = rng.uniform(0.1, slowest)
+        in_training = done % 2 == 0
+        while in_training and newest(run_dir) == before and job.running:
+            time.sleep(0.005)
+        began = time.monotonic()
+        wait = rng.uniform(0.1, slowest) * (0.2 if in_training else 1.0)
         while time.monotonic() - began < wait and job.running:
             time.sleep(0.005)
         if not job.running:  # it finished before it could be killed: aim earlier
             slowest *= 0.8
             job.kill()
             assert json.loads((run_dir / "exit.json").read_text())["code"] == 0
-            remove_newest(run_dir)
+            shutil.rmtree(newest(run_dir))  # so that there is training left to interrupt
             continue
         job.send(signal.SIGKILL, rank=rng.randrange(ranks))  # one rank dies; the others must not survive it
         time.sleep(0.05)
         job.kill()
         done += 1
+    assert newest(run_dir), "there must be something to resume from"
     return train_curve(arguments, run_dir, ranks)
 
 
-def remove_newest(run_dir):
-    """Throws the newest checkpoint away, so that there is training left to interrupt."""
-    import shutil
-
-    newest = max((run_dir / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
-    shutil.rmtree(newest)
+def newest(run_dir):
+    """The newest checkpoint; None if there is none yet."""
+    return next(iter(verify.newest(run_dir / "checkpoints")), None)
 
 
 BACKGROUND = "checkpoint.background=true"
