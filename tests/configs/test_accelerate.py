@@ -178,7 +178,8 @@ def test_it_is_read_fast_and_without_torch():
 
     def run(*command):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, *command, "--cfg", "job"], cwd=ROOT, env=ENVIRONMENT | told, capture_output=True, text=True)
+        asked = [sys.executable, *command, "--cfg", "job"]
+        done = subprocess.run(asked, cwd=ROOT, env=ENVIRONMENT | told, capture_output=True, text=True, timeout=120)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert done.returncode == 0 and "stage: 3" in done.stdout
         return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -24,7 +24,7 @@ CELLS = [
     ("llama", "pipeline x fsdp", 4, (FULL, "model.num_layers=4", "strategy.schedule=zbv", "precision=bf16")),
     ("llama", "fsdp", 2, (FULL, "train.activation_checkpointing_every=2", "precision=bf16")),
 ]
-QUICK = [("llama", "fsdp", 2, (SELECTIVE,))]
+QUICK = [("llama", "fsdp", 2, (SELECTIVE,)), ("t5", "single", 1, (FULL,))]
 
 
 @pytest.mark.parametrize("cell", [cell if cell in QUICK else pytest.param(cell, marks=pytest.mark.slow) for cell in CELLS], ids=str)

@@ -18,7 +18,7 @@ from trainer.testing import last_wins, run_ranks, train_curve
 
 ROOT = Path(__file__).parents[2]
 TASKS = ("bert classes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("t5", "llama", "bert")))
-EXPORTS = ("bert classes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("t5", "llama", "bert")))
+EXPORTS = ("t5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bert classes", "llama", "bert")))
 SHORT = ["train.steps=4", "optimizer.warmup_steps=1", "checkpoint.every=2", "data.validation_fraction=0.1", "train.evaluate_samples=13"]
 
 

@@ -25,7 +25,7 @@ REPRESENTATIVES = {
     ("llama", "zero1", 2, 2),
     ("bert", "zero2", 2, 2),
     ("bert", "zero3", 2, 2),
-    ("bert", "tensor", 2, 2),
+    ("bert", "tensor x fsdp", 4, 2),
     ("t5", "pipeline", 2, 2),
     ("gpt2 classes", "pipeline x ddp", 4, 2),
 }

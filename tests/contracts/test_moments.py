@@ -13,10 +13,10 @@ HALF = "optimizer.moments=bf16"
 LAYOUTS = [("single", 1), ("ddp", 2), ("fsdp", 2), ("hsdp", 4), ("tensor", 2), ("pipeline", 2), ("3d", 4)]
 OFFLOADED = ("fsdp", 2, "strategy.cpu_offload=true")
 CELLS = [*((family, *place) for family in ("llama", "bert", "t5") for place in LAYOUTS), ("llama", *OFFLOADED)]
+QUICK = ("llama", "single", 1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [cell if cell == QUICK else pytest.param(cell, marks=pytest.mark.slow) for cell in CELLS])
 def test_the_curve_stays_near_that_of_fp32_moments(task, tmp_path, cell):
     family, strategy, ranks, *more = cell
     arguments = [*task(family), "train.micro_batch=4", *layout(strategy), *more]
@@ -26,8 +26,9 @@ def test_the_curve_stays_near_that_of_fp32_moments(task, tmp_path, cell):
     assert_same_curve(half, fp32, loss=2e-4, grad_norm=1e-2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "ranks"), LAYOUTS)
+@pytest.mark.parametrize(
+    ("strategy", "ranks"), [place if place == QUICK[1:] else pytest.param(*place, marks=pytest.mark.slow) for place in LAYOUTS]
+)
 def test_a_stopped_run_goes_on_bitwise(tiny, tmp_path, strategy, ranks):
     stopped_and_not([*tiny, *layout(strategy), "train.micro_batch=4", HALF], tmp_path, ranks)
 

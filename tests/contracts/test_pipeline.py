@@ -52,7 +52,7 @@ CELLS = {
     ("llama", 2, "zbv, one micro-batch"): [FOUR, "strategy.schedule=zbv", "train.micro_batch=16"],
     ("llama", 8, "2 x 2 x 2"): ["strategy=3d", FOUR],
 }
-QUICK = [("gpt2", 4, "zbv, copies")]
+QUICK = [("gpt2", 4, "zbv, copies"), ("llama", 2, "four stages each")]
 """Encoder-decoders are cut in a quick cell of test_gradient.py."""
 
 

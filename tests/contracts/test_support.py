@@ -19,7 +19,7 @@ RANKS = {"single": 1, "hsdp": 4, "3d": 4}
 """The fewest with which a strategy does what it is for, where that is not 2."""
 QUICK = {
     (strategy, precision, *ALLOWED[0][2:])
-    for strategy, precision in (("fsdp", "bf16"), ("zero2", "bf16"), ("tensor", "bf16"), ("3d", "fp32"))
+    for strategy, precision in (("fsdp", "bf16"), ("zero2", "bf16"), ("zero3", "bf16"), ("tensor", "bf16"), ("3d", "fp32"))
 }
 """A cell of each engine and axis, all of one objective and family, so that one reference does."""
 BOUNDS = {"fp32": {"loss": 1e-5, "grad_norm": 1e-4}, "bf16": {"loss": 1e-2, "grad_norm": 5e-2}}

@@ -89,8 +89,7 @@ def frozen(arguments, source, to):
     }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_frozen_parameters_stay_and_move(tiny, tmp_path, strategy):
     more = ["model.tie_embeddings=false"]
     folders = [tmp_path / name for name in ("first", "second", "third")]

@@ -42,7 +42,7 @@ OTHERS = (("zero3", 2, 1), ("fsdp", 2, 1), ("ddp", 2, 0), ("tensor", 2, 1), ("pi
     ("strategy", "ranks", "victim", "more"),
     [
         ("fsdp", 2, 1, [BACKGROUND]),
-        pytest.param("single", 1, 0, [], marks=pytest.mark.slow),
+        ("single", 1, 0, []),
         *(pytest.param(*cell, [], marks=pytest.mark.slow) for cell in OTHERS),
         *(pytest.param(*cell, [BACKGROUND], marks=pytest.mark.slow) for cell in (("single", 1, 0), OTHERS[0], *OTHERS[2:])),
     ],
